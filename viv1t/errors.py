@@ -1,0 +1,25 @@
+"""Errors a user can cause. The command line prints them as one line, without a traceback."""
+
+
+class Viv1tError(Exception):
+    """Base of the errors that are the input's fault, not the program's; `exit_code` is the command's status."""
+
+    exit_code = 1
+
+
+class ConfigError(Viv1tError, ValueError):
+    """An option or a combination of options that cannot be used. Exit status 2."""
+
+    exit_code = 2
+
+
+class DataError(Viv1tError, ValueError):
+    """A recording that is missing, damaged or inconsistent; names the mouse, trial and file. Exit status 1."""
+
+
+class CheckpointError(Viv1tError, ValueError):
+    """A run folder or checkpoint that is missing, damaged or does not fit the model. Exit status 1."""
+
+
+class TrainingError(Viv1tError, RuntimeError):
+    """Training cannot go on: for example, a loss that is not finite. Exit status 1."""
