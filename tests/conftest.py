@@ -1,0 +1,22 @@
+"""Fixtures shared by the whole suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def golden_folder() -> Path:
+    """Where the published code's numbers lie: $VIV1T_GOLDEN or ../shared/golden beside the repository."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "golden"
+    return Path(os.environ.get("VIV1T_GOLDEN", default))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = golden_folder()
+    if not (folder / "README.md").exists():
+        pytest.skip(f"golden numbers not found at {folder}; set VIV1T_GOLDEN to their folder")
+    return folder
