@@ -1,0 +1,1 @@
+"""Operators of the hot path. Imports nothing of the rest of the package."""

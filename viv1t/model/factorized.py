@@ -1,0 +1,139 @@
+"""The core `factorized_baseline`: spatial, then temporal 3-D convolutions, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viv1t.config import FactorizedBaselineConfig
+from viv1t.errors import ConfigError
+from viv1t.types import FRAME_RATE
+
+_STATE_CHANNELS = {
+    "none": 0,
+    "behavior_channels": 2,
+    "state_channels": 4,
+    "state_differences": 8,
+    "state_position": 4,
+    "state_gru": 4,
+    "state_gru_position": 4,
+}
+
+
+def with_differences(x: Tensor) -> Tensor:
+    """Appends the first differences in time, divided by the frame rate and 0 at the first frame. (B, V, T) -> (B, 2V, T)."""
+    difference = F.pad(x[..., 1:] - x[..., :-1], (1, 0)) / FRAME_RATE
+    return torch.cat((x, difference), dim=1)
+
+
+def pixel_positions(frame_size: tuple[int, int]) -> Tensor:
+    """(2, H, W): vertical, then horizontal position, each from -1 to 1."""
+    height, width = frame_size
+    rows = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    columns = torch.linspace(-1, 1, width)[None].expand(height, width)
+    return torch.stack((rows, columns))
+
+
+class FactorizedLayer(nn.Module):
+    """Spatial convolution, temporal convolution, batch norm, ELU and channel dropout."""
+
+    def __init__(self, inputs: int, outputs: int, spatial: int, temporal: int, dropout: float) -> None:
+        super().__init__()
+        self.spatial = nn.Conv3d(inputs, outputs, (1, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
+        self.temporal = nn.Conv3d(outputs, outputs, (temporal, 1, 1))
+        self.norm = nn.BatchNorm3d(outputs, momentum=0.7)
+        self.dropout = nn.Dropout3d(dropout)
+        for conv in (self.spatial, self.temporal):
+            nn.init.xavier_normal_(conv.weight)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T, H, W) -> (B, C', T', H, W)."""
+        y: Tensor = self.dropout(F.elu(self.norm(self.temporal(self.spatial(x)))))
+        return y
+
+
+class FactorizedBaseline(nn.Module):
+    """Factorised 3-D convolutional core; arguments as in `Vivit`."""
+
+    def __init__(self, config: FactorizedBaselineConfig, frame_size: tuple[int, int], mice: Any = ()) -> None:
+        super().__init__()
+        self.config, self.frame_size = config, frame_size
+        mode = config.behavior
+        inputs = 1 + _STATE_CHANNELS[mode]
+        self.gru = nn.GRU(4, 4, batch_first=True) if "gru" in mode else None
+        positions = pixel_positions(frame_size) if "position" in mode else None
+        self.positions: Tensor | None
+        self.register_buffer("positions", positions, persistent=False)
+        inputs += 2 if positions is not None else 0
+        widths = [config.hidden_dim * 2**i for i in range(config.num_layers)]
+        self.layers = nn.ModuleList()
+        for i, width in enumerate(widths):
+            kernels = (
+                (config.spatial_hidden_kernel, config.temporal_hidden_kernel)
+                if i
+                else (config.spatial_input_kernel, config.temporal_input_kernel)
+            )
+            dropout = config.dropout if i < config.num_layers - 1 else 0.0
+            self.layers.append(FactorizedLayer(widths[i - 1] if i else inputs, width, *kernels, dropout))
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the output's maps."""
+        return (self.config.hidden_dim * 2 ** (self.config.num_layers - 1), *self.frame_size)
+
+    def output_frames(self, frames: int) -> int:
+        """Frames out for frames in."""
+        return self.config.output_frames(frames)
+
+    def set_recompute(self, on: bool) -> None:
+        """This core keeps its intermediates."""
+
+    def compile_blocks(self) -> None:
+        """Compiles every layer with torch.compile."""
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
+    def regularizer(self, spatial: float = 0.0, temporal: float = 0.0) -> Tensor:
+        """Smoothness of the first kernels: squared Laplacian over squared weights, times the coefficients."""
+        first = self.layers[0]
+        assert isinstance(first, FactorizedLayer)
+        kernel = first.spatial.weight[:, :, 0].flatten(0, 1)[:, None]
+        laplacian = kernel.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])[None, None]
+        rough = F.conv2d(kernel, laplacian).square().sum() / kernel.square().sum()
+        line = first.temporal.weight.flatten(2).flatten(0, 1)[:, None]
+        second = line.new_tensor([-1.0, 4.0, -1.0])[None, None]
+        jagged = F.conv1d(line, second).square().sum() / line.square().sum()
+        return spatial * rough + temporal * jagged
+
+    def _channels(self, behavior: Tensor, pupil_center: Tensor) -> Tensor | None:
+        mode = self.config.behavior
+        if mode == "none":
+            return None
+        if mode == "behavior_channels":
+            return behavior
+        if mode == "state_differences":
+            return torch.cat((with_differences(behavior), with_differences(pupil_center)), dim=1)
+        state = torch.cat((behavior, pupil_center), dim=1)
+        if self.gru is not None:
+            state = self.gru(state.transpose(1, 2))[0].transpose(1, 2)
+        return state
+
+    def forward(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, mouse: str) -> Tensor:
+        """video (B, 1, T, H, W), behavior and pupil_center (B, 2, T) -> maps (B, D, t, H, W)."""
+        if self.output_frames(video.shape[2]) < 1:
+            raise ConfigError(f"{video.shape[2]} frames are fewer than the core's temporal extent")
+        parts = [video]
+        state = self._channels(behavior, pupil_center)
+        if state is not None:
+            parts.append(state[..., None, None].expand(-1, -1, -1, *self.frame_size))
+        if self.positions is not None:
+            parts.append(self.positions[None, :, None].expand(len(video), -1, video.shape[2], -1, -1))
+        x = torch.cat(parts, dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,157 @@
+"""Names of the published checkpoints, both ways.
+
+One table of rules turns a name of ours into the published one; applied to every entry of a model it gives both
+directions. Entries that the published code stores although they follow from the options are constants: recognised when
+read, written back with their values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from viv1t.config import MlpModulatorConfig, VivitConfig
+from viv1t.errors import CheckpointError
+from viv1t.model.factorized import FactorizedBaseline
+from viv1t.model.readout import FactorizedReadout
+from viv1t.model.viv1t import ViV1T
+
+Rules = tuple[tuple[str, str], ...]
+
+_COMMON: Rules = (
+    (r"core\.tokenizer\.spatial_position", "core.vivit.tokenizer.spatial_pos_embedding"),
+    (r"core\.tokenizer\.temporal_position", "core.vivit.tokenizer.temporal_pos_embedding"),
+    (r"core\.tokenizer\.position", "core.vivit.tokenizer.pos_embedding"),
+    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.0\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.state_encoder.models.\3.0.\4"),
+    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.2\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.state_encoder.models.\3.3.\4"),
+    (r"core\.layers\.0\.(spatial|temporal)\.(\w+)", r"core.cnn.features.layer0.conv_\1.\2"),
+    (r"core\.layers\.(\d+)\.(spatial|temporal)\.(\w+)", r"core.cnn.features.layer\1.conv_\2_\1.\3"),
+    (r"core\.layers\.(\d+)\.norm\.(\w+)", r"core.cnn.features.layer\1.norm.\2"),
+    (r"core\.gru\.(\w+)", r"core.modulator.\1"),
+    (r"readouts\.(.+)\.mu", r"readouts.\1._mu"),
+    (r"modulators\.(.+)\.gru\.(weight|bias)_([ih]h)_l0", r"modulators.\1.gru_cell.\2_\3"),
+    (r"modulators\.(.+)\.decoder\.(\w+)", r"modulators.\1.decoder.0.\2"),
+    (r"modulators\.(.+)\.encoder_in\.(\w+)", r"modulators.\1.encoder.0.\2"),
+    (r"modulators\.(.+)\.encoder_out\.(\w+)", r"modulators.\1.encoder.3.\2"),
+    (r"modulators\.(.+)\.linear\.(\w+)", r"modulators.\1.modulator.0.\2"),
+)  # fmt: skip
+_PARALLEL: Rules = (
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attn_out.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff_out.2.\3"),
+    (r"core\.(\w+)\.blocks\.(.+)", r"core.vivit.\1_transformer.blocks.\2"),
+)
+_SEQUENTIAL: Rules = (
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_norm\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.norm.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.qkv\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.to_qkv.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.attn_out.0.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.(norm_[qk])\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.\3.\4"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_norm\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.0.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_in\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.1.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.4.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.position_generator\.conv\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.pos_encoding.pos_embedding.\3"),
+)  # fmt: skip
+
+
+def _rules(model: ViV1T) -> Rules:
+    rules: Rules = _COMMON
+    core = model.config.core
+    if isinstance(core, VivitConfig):
+        name = "tokenizer2" if core.patch == "normalized_alias" else "tokenizer"
+        slots = (("projection", 0), ("norm", 2)) if core.patch == "convolution" else (("patch_norm", 1), ("projection", 2), ("norm", 3))
+        rules += tuple((rf"core\.tokenizer\.{ours}\.(\w+)", rf"core.vivit.tokenizer.{name}.{i}.\1") for ours, i in slots)
+        rules += _PARALLEL if core.parallel_attention else _SEQUENTIAL
+    if any(isinstance(r, FactorizedReadout) for r in model.readouts.values()):
+        rules += ((r"readouts\.(.+)\.features", r"readouts.\1._features"),)
+    return rules
+
+
+def published_names(model: ViV1T) -> dict[str, str]:
+    """Our name -> published name of every entry of the model's state."""
+    rules = _rules(model)
+    names = {}
+    for key in model.state_dict():
+        names[key] = key
+        for pattern, replacement in rules:
+            if match := re.fullmatch(pattern, key):
+                names[key] = match.expand(replacement)
+                break
+    return names
+
+
+def published_constants(model: ViV1T) -> dict[str, Tensor]:
+    """Published entries that follow from the options, with their values."""
+    constants: dict[str, Tensor] = {}
+    zero = torch.tensor(0.0)
+    config, core = model.config, model.config.core
+    if isinstance(core, VivitConfig):
+        constants["core.vivit.reg_scale"] = zero
+        tokenizer = model.core.tokenizer
+        assert not isinstance(tokenizer, Tensor)
+        if tokenizer.spatial_sinusoid is not None:
+            constants["core.vivit.tokenizer.spatial_pos_embedding.pos_encoding"] = tokenizer.spatial_sinusoid
+        if tokenizer.temporal_sinusoid is not None:
+            constants["core.vivit.tokenizer.temporal_pos_encoding.pos_encoding"] = tokenizer.temporal_sinusoid
+        for name, depth in (("spatial", core.spatial_depth), ("temporal", core.temporal_depth)):
+            for i in range(depth):
+                block = f"core.vivit.{name}_transformer.blocks.{i}"
+                if core.parallel_attention:
+                    constants[f"{block}.scale"] = torch.tensor(core.head_dim**-0.5)
+                else:
+                    constants[f"{block}.attention.scale"] = torch.tensor(core.emb_dim**-0.5)
+                for j in (1, 2):
+                    constants[f"{block}.drop_path{j}.keep_prob"] = torch.tensor(1 - core.drop_path)
+    elif isinstance(model.core, FactorizedBaseline):
+        constants["core.cnn.gamma_input_spatial"] = zero
+        constants["core.cnn.gamma_input_temporal"] = zero
+        laplacian = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
+        constants["core.cnn._input_weight_regularizer.laplace.filter"] = laplacian[None, None]
+        constants["core.cnn.temporal_regularizer.laplace.filter"] = torch.tensor([[[-1.0, 4.0, -1.0]]])
+        if model.core.positions is not None:
+            constants["core.pos_encoding"] = model.core.positions
+    for mouse in model.readouts:
+        constants[f"readouts.{mouse}.reg_scale"] = zero
+        if mouse in model.shifters:
+            constants[f"shifters.{mouse}.reg_scale"] = zero
+        if isinstance(config.modulator, MlpModulatorConfig):
+            constants[f"modulators.{mouse}.history_reg"] = zero
+            constants[f"modulators.{mouse}.behavior_reg"] = zero
+    if config.output == "elu":
+        constants["output_activation.one"] = torch.tensor(1.0)
+    return constants
+
+
+def check_entries(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, optional: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError that lists every missing, surplus and misshaped entry."""
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected) - set(optional))
+    misshaped = [
+        f"{k}: expected {tuple(expected[k].shape)}, found {tuple(found[k].shape)}"
+        for k in sorted(set(expected) & set(found))
+        if expected[k].shape != found[k].shape
+    ]
+    lists = (("missing", missing), ("surplus", surplus), ("misshaped", misshaped))
+    report = "".join(f"\n  {name} ({len(keys)}): {'; '.join(keys)}" for name, keys in lists if keys)
+    if report:
+        raise CheckpointError(f"{where} does not fit the model that its options describe:{report}")
+
+
+def from_published(model: ViV1T, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Our state from a published `model` mapping; `where` names the file in errors.
+
+    Raises:
+        CheckpointError: entries are missing, surplus or misshaped; lists them.
+    """
+    names = published_names(model)
+    ours = model.state_dict()
+    check_entries({names[k]: v for k, v in ours.items()}, state, where, published_constants(model))
+    return {key: state[names[key]] for key in ours}
+
+
+def to_published(model: ViV1T) -> dict[str, Tensor]:
+    """The published `model` mapping of a model, constants included."""
+    names = published_names(model)
+    state = {names[key]: value for key, value in model.state_dict().items()}
+    return {key: value.detach().cpu().contiguous() for key, value in (published_constants(model) | state).items()}

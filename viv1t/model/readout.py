@@ -1,0 +1,132 @@
+"""Readouts: from the core's maps to the neurons of one mouse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
+from viv1t.kernels.reference.readout import sample_readout
+
+
+def normalized_coordinates(coordinates: Tensor, axes: int) -> Tensor:
+    """Cortical coordinates (N, 3) centred per axis, the first `axes` divided by their largest absolute value."""
+    grid = coordinates[:, :axes]
+    grid = grid - grid.mean(dim=0, keepdim=True)
+    # One divisor for all axes keeps the cortex's proportions; a single neuron has no extent.
+    return grid / grid.abs().max().clamp_min(torch.finfo(grid.dtype).tiny)
+
+
+class Gaussian2dReadout(nn.Module):
+    """Each neuron samples the core's maps at a position, jittered by a learned Gaussian in training.
+
+    Args:
+        config: its options.
+        shape: (D, h, w) of the core's maps.
+        neurons: N.
+        coordinates: (N, 3) cortical positions in micrometres; not needed for free positions.
+        mean_response: (N,) start of the bias; zeros when None.
+    """
+
+    def __init__(
+        self,
+        config: Gaussian2dConfig,
+        shape: tuple[int, int, int],
+        neurons: int,
+        coordinates: Tensor | None = None,
+        mean_response: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        depth = shape[0]
+        self.free = config.grid == "free"
+        axes = 3 if config.grid == "xyz" else 2
+        if self.free:
+            self.mu = nn.Parameter(torch.empty(1, neurons, 1, 2).uniform_(-0.2, 0.2))
+        else:
+            start = torch.zeros(neurons, 3) if coordinates is None else coordinates
+            self.register_buffer("source_grid", normalized_coordinates(start, axes))
+            self.mu_transform = nn.Sequential(nn.Linear(axes, 30), nn.ELU(), nn.Linear(30, 2), nn.Tanh())
+        self.sigma = nn.Parameter(torch.empty(1, neurons, 2, 2).uniform_(-1, 1))
+        self.features = nn.Parameter(torch.full((1, depth, neurons), 1 / depth))
+        bias = None
+        if config.bias != "none":
+            start = torch.zeros(neurons) if config.bias == "zero" or mean_response is None else mean_response
+            bias = nn.Parameter(start.to(torch.float32).clone())
+        self.register_parameter("bias", bias)
+        self.state_encoder = nn.Sequential(
+            nn.Linear(4, depth), nn.LayerNorm(depth), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(depth, depth), nn.Tanh()
+        )
+
+    def positions(self) -> Tensor:
+        """(N, 2) positions on the map as x, y in [-1, 1]."""
+        if self.free:
+            with torch.no_grad():
+                self.mu.clamp_(-1, 1)
+            return self.mu[0, :, 0]
+        mu: Tensor = self.mu_transform(self.source_grid)
+        return mu
+
+    def forward(self, maps: Tensor, state: Tensor, shift: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """Responses before the output activation.
+
+        Args:
+            maps: (B, D, t, h, w).
+            state: (B, 4, t), behavior and pupil_center of the predicted frames.
+            shift: (B, t, 2) added to every position, or None.
+            noise: (B, t, N, 2) standard normal; None draws it in training and takes zero in evaluation.
+
+        Returns:
+            (B, N, t).
+        """
+        batch, _, frames = maps.shape[:3]
+        positions = self.positions()
+        if noise is None and self.training:
+            noise = torch.randn(batch, frames, *positions.shape, device=maps.device, dtype=positions.dtype)
+        if noise is not None:
+            positions = torch.einsum("ncd,btnd->btnc", self.sigma[0], noise) + positions
+        else:
+            # Keeps sigma in the graph: its gradient is zero here, not missing, so that weight decay still acts on it.
+            if torch.is_grad_enabled():
+                positions = positions + 0 * self.sigma[0].sum(-1)
+            positions = positions.expand(batch, frames, -1, -1)
+        positions = positions.clamp(-1, 1)
+        if shift is not None:
+            positions = positions + shift[:, :, None]
+        features = self.features[0]
+        frames_first = maps.transpose(1, 2).flatten(0, 1)
+        sampled = sample_readout(frames_first, positions.flatten(0, 1), features).unflatten(0, (batch, frames))
+        # The state is added after sampling: bilinear weights sum to less than 1 outside the map.
+        encoded = self.state_encoder(state.transpose(1, 2)) @ features
+        y = sampled + encoded
+        if self.bias is not None:
+            y = y + self.bias
+        return y.transpose(1, 2)
+
+
+class FactorizedReadout(nn.Module):
+    """A spatial mask and a feature vector per neuron. It has no bias, no state encoder and ignores the shift."""
+
+    def __init__(self, config: FactorizedReadoutConfig, shape: tuple[int, int, int], neurons: int) -> None:
+        super().__init__()
+        depth, *size = shape
+        self.spatial = nn.Parameter(torch.empty(neurons, *size).normal_(std=0.001))
+        self.features = nn.Parameter(torch.empty(neurons, depth).normal_(std=0.001))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, maps: Tensor, state: Tensor, shift: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """maps (B, D, t, h, w) -> (B, N, t)."""
+        masked = torch.einsum("bdthw,nhw->bntd", maps, self.spatial)
+        return torch.linalg.vecdot(self.dropout(masked), self.features[:, None])
+
+
+class RandomReadout(nn.Module):
+    """Uniform noise in [0, 1): the chance baseline."""
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        self.neurons = neurons
+        self.weight = nn.Parameter(torch.rand(1))
+
+    def forward(self, maps: Tensor, state: Tensor, shift: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """maps (B, D, t, h, w) -> (B, N, t)."""
+        return torch.rand(len(maps), self.neurons, maps.shape[2], device=maps.device)

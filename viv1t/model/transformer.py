@@ -1,0 +1,216 @@
+"""Transformer blocks, sequential and parallel, and the stack that runs them over many short sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from viv1t.config import VivitConfig
+
+# Values of a block's widest intermediate that are in memory at a time off CUDA: sequences are independent, so a block
+# takes them in groups that stay in cache.
+_GROUP_VALUES = 6_000_000
+
+
+def most_square_grid(patches: int) -> tuple[int, int]:
+    """(rows, columns) with rows the largest divisor of `patches` that is at most ceil(sqrt(patches))."""
+    rows = int(patches**0.5)
+    rows += rows * rows < patches
+    while patches % rows:
+        rows -= 1
+    return rows, patches // rows
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(S, L, h * d) -> (S, h, L, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """Softmax attention within each sequence; q, k, v (S, L, h * d) -> (S, L, h * d)."""
+    out = F.scaled_dot_product_attention(*(split_heads(x, heads) for x in (q, k, v)), scale=scale)
+    return out.transpose(1, 2).flatten(2)
+
+
+class Activation(nn.Module):
+    """GELU (exact), or SwiGLU on (value, gate)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "gelu":
+            return F.gelu(x)
+        value, gate = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a sequence's branch with probability `rate` and rescales the others. x (S, L, D)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+
+class ParallelBlock(nn.Module):
+    """y = x + DropPath(attention path) + DropPath(feed-forward path), both from one normalised, fused projection."""
+
+    def __init__(self, config: VivitConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        hidden = config.mlp_dim * (2 if config.ff_activation == "swiglu" else 1)
+        self.heads, self.scale = config.num_heads, config.head_dim**-0.5
+        self.widths = (inner, inner, inner, hidden)
+        self.norm = nn.LayerNorm(config.emb_dim)
+        self.fused_linear = nn.Linear(config.emb_dim, sum(self.widths), bias=False)
+        self.norm_q = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
+        self.norm_k = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
+        self.attention_out = nn.Linear(inner, config.emb_dim, bias=False)
+        self.attention_dropout = nn.Dropout(config.mha_dropout)
+        self.activation = Activation(config.ff_activation)
+        self.ff_dropout = nn.Dropout(config.ff_dropout)
+        self.ff_out = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
+        self.drop_path = DropPath(config.drop_path)
+        self.width = sum(self.widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (S, L, D) -> (S, L, D)."""
+        q, k, v, f = self.fused_linear(self.norm(x)).split(self.widths, dim=-1)
+        a = self.attention_dropout(attention(self.norm_q(q), self.norm_k(k), v, self.heads, self.scale))
+        f = self.ff_dropout(self.activation(f))
+        return x + self.drop_path(self.attention_out(a)) + self.drop_path(self.ff_out(f))
+
+
+class SequentialBlock(nn.Module):
+    """x = x + DropPath(attention(x)); x = x + DropPath(ff(x)); optionally followed by generated positions."""
+
+    def __init__(self, config: VivitConfig) -> None:
+        super().__init__()
+        inner, depth = config.num_heads * config.head_dim, config.emb_dim
+        hidden = config.mlp_dim * (2 if config.ff_activation == "swiglu" else 1)
+        self.heads = config.num_heads
+        # The published sequential block scales by the embedding's size unless flash attention is on.
+        self.scale = (config.head_dim if config.flash_attention else depth) ** -0.5
+        self.attention_norm = nn.LayerNorm(depth)
+        self.qkv = nn.Linear(depth, 3 * inner, bias=False)
+        self.norm_q = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
+        self.norm_k = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
+        self.attention_dropout = nn.Dropout(config.mha_dropout)
+        self.attention_out = nn.Linear(inner, depth)
+        self.ff_norm = nn.LayerNorm(depth)
+        self.ff_in = nn.Linear(depth, hidden)
+        self.activation = Activation(config.ff_activation)
+        self.ff_dropout = nn.Dropout(config.ff_dropout)
+        self.ff_out = nn.Linear(config.mlp_dim, depth)
+        self.drop_path = DropPath(config.drop_path)
+        self.position_generator: PositionGenerator | None = None
+        self.width = max(3 * inner, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (S, L, D) -> (S, L, D)."""
+        q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
+        a = self.attention_dropout(attention(self.norm_q(q), self.norm_k(k), v, self.heads, self.scale))
+        x = x + self.drop_path(self.attention_dropout(self.attention_out(a)))
+        f = self.ff_dropout(self.activation(self.ff_in(self.ff_norm(x))))
+        x = x + self.drop_path(self.ff_dropout(self.ff_out(f)))
+        return x if self.position_generator is None else self.position_generator(x)
+
+
+class PositionGenerator(nn.Module):
+    """Positions generated from content: a depthwise convolution over the patch grid or over frames, added to x."""
+
+    def __init__(self, depth: int, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.grid = grid  # (rows, columns) of the patches, or () for frames
+        conv = nn.Conv2d if grid else nn.Conv1d
+        self.conv = conv(depth, depth, 3, padding=1, groups=depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (S, L, D) -> (S, L, D)."""
+        maps = x.transpose(1, 2)
+        if self.grid:
+            maps = maps.unflatten(2, self.grid)
+        return x + self.conv(maps).flatten(2).transpose(1, 2)
+
+
+class StateEncoder(nn.Module):
+    """Encodes a window of behavior and pupil_center: Linear, tanh, Linear, tanh; one for all mice or one per mouse."""
+
+    def __init__(self, inputs: int, depth: int, mice: Sequence[str] | None) -> None:
+        super().__init__()
+        self.shared = mice is None
+        names = ["share"] if mice is None else list(mice)
+        self.models = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(inputs, depth // 2), nn.Tanh(), nn.Linear(depth // 2, depth), nn.Tanh()) for n in names}
+        )
+
+    def forward(self, windows: Tensor, mouse: str) -> Tensor:
+        """windows (B, t, inputs) -> (B, t, D)."""
+        encoded: Tensor = self.models["share" if self.shared else mouse](windows)
+        return encoded
+
+
+class Transformer(nn.Module):
+    """Blocks over sequences of patches (`axis` 2) or of frames (`axis` 1) of a token grid (B, t, P, D).
+
+    Args:
+        config: the core's options.
+        axis: 1 attends over frames, 2 over patches.
+        depth: number of blocks.
+        patches: P.
+        state_inputs: size of a state window for blocks that add its encoding, 0 for none.
+        state_mice: mice with an encoder of their own; None shares one.
+    """
+
+    def __init__(
+        self, config: VivitConfig, axis: int, depth: int, patches: int, state_inputs: int, state_mice: Sequence[str] | None
+    ) -> None:
+        super().__init__()
+        self.axis = axis
+        self.recompute = False
+        block_class = ParallelBlock if config.parallel_attention else SequentialBlock
+        self.blocks = nn.ModuleList(block_class(config) for _ in range(depth))
+        # Parallel blocks ignore generated positions, as the published ones do.
+        if config.pos_encoding == "generated" and not config.parallel_attention and depth:
+            grid = most_square_grid(patches) if axis == 2 else ()
+            self.blocks[0].position_generator = PositionGenerator(config.emb_dim, grid)
+        self.state_encoders = nn.ModuleList(
+            StateEncoder(state_inputs, config.emb_dim, state_mice) for _ in range(depth if state_inputs else 0)
+        )
+
+    def forward(self, x: Tensor, windows: Tensor | None, mouse: str) -> Tensor:
+        """x (B, t, P, D), windows (B, t, inputs) -> (B, t, P, D); the result may be a transposed view."""
+        if self.axis == 1:
+            x = x.transpose(1, 2)
+        shape = x.shape
+        x = x.reshape(-1, *shape[2:])
+        for i, block in enumerate(self.blocks):
+            if windows is not None:
+                code = self.state_encoders[i](windows, mouse).unsqueeze(self.axis)
+                x = (x.view(shape) + code).view(x.shape)
+            x = self._run(block, x)
+        x = x.view(shape)
+        return x.transpose(1, 2) if self.axis == 1 else x
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        recompute = self.recompute and torch.is_grad_enabled()
+        group = len(x)
+        if x.device.type != "cuda":
+            group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * int(block.width))))
+        if group == len(x) and not recompute:
+            y: Tensor = block(x)
+            return y
+        parts = [checkpoint(block, part, use_reentrant=False) if recompute else block(part) for part in x.split(group)]
+        return torch.cat(parts)

@@ -1,0 +1,153 @@
+"""The whole model: core -> shifter -> readout -> modulator -> output activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig, ReadoutConfig, RunConfig, VivitConfig
+from viv1t.errors import ConfigError
+from viv1t.model.factorized import FactorizedBaseline
+from viv1t.model.modulator import build_modulator
+from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout
+from viv1t.model.shifter import Shifter
+from viv1t.model.vivit import Vivit
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What a model must know about a mouse.
+
+    Attributes:
+        count: N.
+        coordinates: (N, 3) cortical positions in micrometres; None where a checkpoint brings them.
+        mean_response: (N,) start of the readout's bias; None for zeros.
+    """
+
+    count: int
+    coordinates: Tensor | None = None
+    mean_response: Tensor | None = None
+
+
+def module_key(mouse_id: str) -> str:
+    """A mouse id as a module name, which cannot hold a point."""
+    return mouse_id.replace(".", "%2E")
+
+
+def elu1(x: Tensor) -> Tensor:
+    """ELU(x) + 1, positive."""
+    return F.elu(x) + 1
+
+
+_OUTPUTS = {"elu": elu1, "exp": torch.exp, "softplus": F.softplus}
+
+
+class ViV1T(nn.Module):
+    """Predicts the responses of every neuron of a mouse to a movie.
+
+    Args:
+        config: the run's configuration; only its model parts are used.
+        mice: the mice, in order.
+        frame_size: (H, W) of the video in pixels.
+    """
+
+    def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.frame_size = config, frame_size
+        self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
+        keys = [module_key(m) for m in mice]
+        self.core: Vivit | FactorizedBaseline
+        if isinstance(config.core, VivitConfig):
+            self.core = Vivit(config.core, frame_size, keys)
+        else:
+            self.core = FactorizedBaseline(config.core, frame_size)
+        shape = self.core.output_shape
+        self.shifters = nn.ModuleDict()
+        self.readouts = nn.ModuleDict()
+        self.modulators = nn.ModuleDict()
+        for key, neurons in zip(keys, mice.values(), strict=True):
+            if config.shifter.mode != "none":
+                self.shifters[key] = Shifter(config.shifter)
+            self.readouts[key] = _build_readout(config.readout, shape, neurons)
+            modulator = build_modulator(config.modulator, neurons.count)
+            if modulator is not None:
+                self.modulators[key] = modulator
+        self.output = _OUTPUTS[config.output]
+
+    @property
+    def mouse_ids(self) -> list[str]:
+        """The mice this model predicts."""
+        return list(self.neurons)
+
+    def core_output(self, video: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor) -> Tensor:
+        """The core's maps (B, D, t, h, w), float32 whatever the core's precision; arguments as in `forward`."""
+        if mouse_id not in self.neurons:
+            raise ConfigError(f"mouse {mouse_id!r} is not in this model; it has {', '.join(self.neurons)}")
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
+            maps: Tensor = self.core(video, behavior, pupil_center, module_key(mouse_id))
+        return maps.to(self.features_dtype)
+
+    @property
+    def features_dtype(self) -> torch.dtype:
+        """Of everything after the core."""
+        return next(self.readouts.parameters()).dtype
+
+    def read_out(
+        self, maps: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """From the core's maps to responses (B, N, t) before the output activation."""
+        key, frames = module_key(mouse_id), maps.shape[2]
+        state = torch.cat((behavior, pupil_center), dim=1)[..., -frames:]
+        shift = self.shifters[key](state) if key in self.shifters else None
+        response: Tensor = self.readouts[key](maps, state, shift, noise)
+        if key in self.modulators:
+            response = self.modulators[key](response, state)
+        return response
+
+    def forward(
+        self,
+        video: Tensor,
+        mouse_id: str,
+        behavior: Tensor,
+        pupil_center: Tensor,
+        *,
+        activate: bool = True,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Predicted responses.
+
+        Args:
+            video: (B, 1, T, H, W) transformed movie, T at most 300.
+            mouse_id: which mouse's readout.
+            behavior: (B, 2, T) transformed pupil dilation and running speed.
+            pupil_center: (B, 2, T) transformed gaze.
+            activate: apply the output activation.
+            noise: (B, t, N, 2) readout noise, instead of drawing it in training.
+
+        Returns:
+            (B, N, t) responses of the last t frames.
+        """
+        maps = self.core_output(video, mouse_id, behavior, pupil_center)
+        response = self.read_out(maps, mouse_id, behavior, pupil_center, noise)
+        return self.output(response) if activate else response
+
+
+def _build_readout(config: ReadoutConfig, shape: tuple[int, int, int], neurons: Neurons) -> nn.Module:
+    if isinstance(config, Gaussian2dConfig):
+        return Gaussian2dReadout(config, shape, neurons.count, neurons.coordinates, neurons.mean_response)
+    if isinstance(config, FactorizedReadoutConfig):
+        return FactorizedReadout(config, shape, neurons.count)
+    return RandomReadout(neurons.count)
+
+
+def build_model(config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> ViV1T:
+    """A freshly initialised model on the CPU; draws from PyTorch's global generator."""
+    model = ViV1T(config, mice, frame_size)
+    checkpointing = config.train.grad_checkpointing
+    model.core.set_recompute(True if checkpointing is None else checkpointing)
+    return model
