@@ -1,0 +1,111 @@
+"""`viv1t-data`: makes, checks and prepares recordings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from viv1t.data import synthetic
+from viv1t.errors import ConfigError, Viv1tError
+
+PROGRAM = "viv1t-data"
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _mice(text: str) -> int | list[str]:
+    return int(text) if text.isdecimal() else text.split(",")
+
+
+# The options of `synth` that say how much to record, with their defaults; `--full_scale` sets them itself.
+_SYNTH_SIZE = {
+    "neurons": (100, "neurons of each mouse"),
+    "trials": (40, "training trials of each mouse"),
+    "frames": (300, "frames of a trial"),
+    "movies": (3, "movies of the tier oracle"),
+    "repeats": (4, "repeats of each of these"),
+    "test_movies": (2, "movies of each test tier; 0: no test tiers"),
+    "test_repeats": (2, "repeats of each of these"),
+}
+
+
+def add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "synth",
+        help="write synthetic mice whose truth is known",
+        description="Writes synthetic mice in the Sensorium 2023 format, with their truth beside the data.",
+    )
+    parser.add_argument("out", type=Path, help="folder of the sessions")
+    parser.add_argument("--mice", type=_mice, default=2, help="number of mice, or letters and names: F,G (default 2)")
+    for flag, (default, words) in _SYNTH_SIZE.items():
+        parser.add_argument(f"--{flag}", type=int, metavar="N", help=f"{words} (default {default})")
+    parser.add_argument("--full_scale", action="store_true", help="neurons and trials of the published mice")
+    parser.add_argument("--seed", type=int, default=1234, help="seed of everything (default 1234)")
+    parser.add_argument("--reveal", action="store_true", help="test responses of every mouse, not only of A-E")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="keep complete sessions of the same options")
+    existing.add_argument("--overwrite", action="store_true", help="replace synthetic sessions")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default one per core, at most 4)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=synth)
+
+
+def synth(args: argparse.Namespace) -> int:
+    given = [flag for flag in _SYNTH_SIZE if getattr(args, flag) is not None]
+    if args.full_scale and given:
+        raise ConfigError(f"--{given[0]} does not go with --full_scale, which sets it")
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, not {args.workers}")
+    n = {flag: default if flag not in given else getattr(args, flag) for flag, (default, _) in _SYNTH_SIZE.items()}
+    tests = (n["test_movies"], n["test_repeats"])
+    sessions = synthetic.synthesize(
+        args.out,
+        mice=args.mice,
+        size=synthetic.full_scale
+        if args.full_scale
+        else synthetic.Size(
+            neurons=n["neurons"],
+            trials=n["trials"],
+            frames=n["frames"],
+            evaluation=((n["movies"], n["repeats"]), *[tests] * 4),
+        ),
+        seed=args.seed,
+        reveal=args.reveal,
+        existing="resume" if args.resume else "overwrite" if args.overwrite else "refuse",
+        workers=args.workers,
+        report=None if args.quiet else _report,
+    )
+    for session in sessions:
+        print(session)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_synth(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 for bad data, 2 for bad usage."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except Viv1tError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
