@@ -1,0 +1,120 @@
+"""Command-line options made from the configuration's dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
+from viv1t.errors import ConfigError, Viv1tError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and whose options cannot be abbreviated."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\nTry '{self.prog} --help'.\n")
+
+
+def _number(value: str) -> Any:
+    """A whole number, or the word itself: the configuration says what it wanted."""
+    try:
+        return int(value)
+    except ValueError:
+        return value
+
+
+def _real(value: str) -> Any:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds every option of a run. Values are checked by the configuration, so that a file and a line are judged alike."""
+    chosen = parser.add_argument_group("components")
+    for selector, table in SELECTORS.items():
+        kind = str if all(isinstance(k, str) for k in table) else _number
+        words = ", ".join(f"{k} ({v.name})" if kind is _number else str(k) for k, v in table.items())
+        chosen.add_argument(f"--{selector}", type=kind, default=argparse.SUPPRESS, metavar="WHICH", help=words)
+    chosen.add_argument(
+        "--output_mode", type=_number, default=argparse.SUPPRESS, metavar="N", help="activation: 0 elu+1, 1 exp, 2 softplus"
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag, owners in all_components().items():
+        owner = owners[0]
+        title = getattr(owner, "name", owner.__name__.removesuffix("Config").lower())
+        group = groups.setdefault(title, parser.add_argument_group(f"options of {title}"))
+        field = next(f for f in dataclasses.fields(owner) if f.metadata["flag"] == flag)
+        default = "" if field.default in (dataclasses.MISSING, None) else f" (default {_shown(field)})"
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
+        annotation = str(field.type)
+        if annotation.startswith("bool") and flag not in INTEGER_SWITCHES:
+            # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
+            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "true|false"}
+        elif annotation.startswith("tuple"):
+            keywords |= {"nargs": "+", "metavar": "ID"}
+        elif field.metadata["codes"] or annotation.startswith(("int", "bool")):
+            keywords |= {"type": _number, "metavar": "N"}
+        elif annotation.startswith("float"):
+            keywords |= {"type": _real, "metavar": "X"}
+        else:
+            keywords["metavar"] = "|".join(field.metadata["choices"] or ("VALUE",))
+        group.add_argument(f"--{flag}", **keywords)
+
+
+def _shown(field: dataclasses.Field[Any]) -> Any:
+    codes = field.metadata["codes"]
+    return next(k for k, v in codes.items() if v == field.default) if codes else field.default
+
+
+def _switch(value: str) -> bool | str:
+    return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+
+
+def read_config_file(path: str) -> Options:
+    """Options from a YAML file with published names.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a flat mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise ConfigError(f"--config {path}: a mapping of option names to values was expected")
+    return content
+
+
+def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
+    """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
+    logging.basicConfig(level=logging.WARNING, format=f"{program}: %(levelname)s: %(message)s".replace("%(levelname)s", "warning"))
+    try:
+        return work(argv)
+    except Viv1tError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        name = f" {error.filename}" if error.filename else ""
+        print(f"{program}: error:{name} {error.strerror or error}".replace("error: ", "error: "), file=sys.stderr)
+        return 1

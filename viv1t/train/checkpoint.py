@@ -1,0 +1,93 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. No pickle.
+
+`best.safetensors` holds the weights of the best epoch, `last.safetensors` also the optimizer's state, so that a run goes
+on from the last finished epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from viv1t.errors import CheckpointError
+from viv1t.files import replacing
+
+FORMAT = "viv1t-checkpoint-1"
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes tensors and JSON-able facts atomically."""
+    # Shared or strided memory cannot be stored; a checkpoint holds plain copies.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no checkpoint there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: not a checkpoint of this program ({FORMAT} expected)")
+            facts = json.loads(metadata["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy or start the run anew") from error
+    return tensors, facts
+
+
+def model_entries(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state under `model/`."""
+    return {_MODEL + key: value for key, value in model.state_dict().items()}
+
+
+def optimizer_entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts under `optimizer/<parameter>/<name>`."""
+    entries = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            entries[f"{_OPTIMIZER}{name}/{key}"] = torch.as_tensor(value)
+    return entries
+
+
+def load_model_entries(model: nn.Module, entries: Mapping[str, Tensor], where: str) -> None:
+    """Loads what `model_entries` gave.
+
+    Raises:
+        CheckpointError: entries are missing, surplus or misshaped; lists them.
+    """
+    from viv1t.model.published import check_entries
+
+    state = {key.removeprefix(_MODEL): value for key, value in entries.items() if key.startswith(_MODEL)}
+    check_entries(model.state_dict(), state, where, {})
+    model.load_state_dict(state)
+
+
+def load_optimizer_entries(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Mapping[str, Tensor]) -> None:
+    """Loads what `optimizer_entries` gave; parameters without an entry start without moments."""
+    for name, parameter in model.named_parameters():
+        state: dict[str, Tensor] = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = entries.get(f"{_OPTIMIZER}{name}/{key}")
+            if value is not None:
+                # The step count stays on the CPU unless the optimizer is a fused one on CUDA.
+                state[key] = value.clone() if key == "step" and not parameter.is_cuda else value.to(parameter.device)
+        if state:
+            optimizer.state[parameter] = state
