@@ -103,7 +103,7 @@ def read_config_file(path: str) -> Options:
 
 def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
-    logging.basicConfig(level=logging.WARNING, format=f"{program}: %(levelname)s: %(message)s".replace("%(levelname)s", "warning"))
+    logging.basicConfig(level=logging.WARNING, format=f"{program}: warning: %(message)s")
     try:
         return work(argv)
     except Viv1tError as error:
@@ -116,5 +116,5 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
         return 141
     except OSError as error:
         name = f" {error.filename}" if error.filename else ""
-        print(f"{program}: error:{name} {error.strerror or error}".replace("error: ", "error: "), file=sys.stderr)
+        print(f"{program}: error:{name} {error.strerror or error}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from viv1t.errors import CheckpointError
 from viv1t.files import replacing
+from viv1t.model.published import check_entries
 
 FORMAT = "viv1t-checkpoint-1"
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -73,8 +74,6 @@ def load_model_entries(model: nn.Module, entries: Mapping[str, Tensor], where: s
     Raises:
         CheckpointError: entries are missing, surplus or misshaped; lists them.
     """
-    from viv1t.model.published import check_entries
-
     state = {key.removeprefix(_MODEL): value for key, value in entries.items() if key.startswith(_MODEL)}
     check_entries(model.state_dict(), state, where, {})
     model.load_state_dict(state)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.errors import CheckpointError, ConfigError
-from viv1t.files import write_text
+from viv1t.files import replacing, write_text
 from viv1t.model.published import from_published, to_published
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.train.checkpoint import load_model_entries, read_checkpoint
@@ -206,8 +206,6 @@ def save_published(run: RunFolder, out: Path) -> Path:
 
     The published format is PyTorch's own, read by the authors' analysis code.
     """
-    from viv1t.files import replacing
-
     target = RunFolder(out)
     if target.path.exists() and any(target.path.iterdir()):
         raise ConfigError(f"{out} exists and is not empty: choose another folder")

@@ -1,0 +1,81 @@
+"""`viv1t-evaluate RUN [RUN ...]`: correlations of a run, or of several as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from viv1t.cli.options import Parser, run_main
+from viv1t.data.loader import Recordings
+from viv1t.errors import ConfigError, DataError
+from viv1t.evaluate import as_mapping, as_table, data_config, evaluate, load_models
+from viv1t.files import write_text
+from viv1t.train.run_folder import RunFolder
+from viv1t.train.trainer import best_device
+from viv1t.types import TIERS
+
+
+def _work(argv: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="viv1t-evaluate",
+        description="Single-trial correlation and correlation to average per mouse. Several runs are scored as an ensemble: "
+        "the mean of their predictions.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("--data", help="folder of recordings; default the one the run was trained on")
+    parser.add_argument(
+        "--tier", nargs="+", default=["validation"], choices=[*TIERS, "all"], metavar="TIER",
+        help=f"{', '.join(TIERS)} or all (default validation)",
+    )  # fmt: skip
+    parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="score these mice only")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
+    parser.add_argument("--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs")
+    args = parser.parse_args(argv)
+
+    models = load_models(args.runs, best_device(args.device))
+    runs = [RunFolder(run) for run in args.runs]
+    mice = args.mouse_ids or models[0].mouse_ids
+    unknown = [m for m in mice if any(m not in model.neurons for model in models)]
+    if unknown:
+        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every model; they have {', '.join(models[0].mouse_ids)}")
+    tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
+    recordings = Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)
+    try:
+        scores = evaluate(models, recordings, tiers)
+    finally:
+        recordings.close()
+    for tier, score in scores.items():
+        if score.hidden:
+            print(f"{tier}: the responses of mouse {', '.join(score.hidden)} are withheld; left out")
+        elif not score.single_trial:
+            print(f"{tier}: no trials; left out")
+    if not any(score.single_trial for score in scores.values()):
+        raise DataError(f"nothing to score: no responses in {', '.join(tiers)}")
+    print(as_table(scores))
+    output = Path(args.output) if args.output else (runs[0].path if len(runs) == 1 else Path()) / "evaluation.yaml"
+    before = {}
+    if output.is_file() and args.output is None:
+        before = yaml.safe_load(output.read_text(encoding="utf-8")) or {}
+    write_text(output, yaml.safe_dump(merge(before, as_mapping(scores)), sort_keys=False))
+    print(f"written to {output}")
+    return 0
+
+
+def merge(before: dict[str, object], new: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Adds new tiers to an earlier evaluation."""
+    result = dict(before)
+    for key, value in new.items():
+        old = result.get(key)
+        result[key] = {**old, **value} if key == "correlation_to_average" and isinstance(old, dict) else value
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_main("viv1t-evaluate", _work, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

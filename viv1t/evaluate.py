@@ -1,0 +1,174 @@
+"""Scores of one run, or of several as an ensemble, on the tiers of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viv1t.config import DataConfig
+from viv1t.data.loader import Recordings
+from viv1t.errors import ConfigError
+from viv1t.metrics import CorrelationAccumulator
+from viv1t.model.viv1t import ViV1T
+from viv1t.train.run_folder import RunFolder
+from viv1t.train.validate import SKIP, scored_trials
+from viv1t.types import MAX_FRAMES
+
+log = logging.getLogger("viv1t")
+
+
+@dataclass
+class TierScores:
+    """Correlations of one tier, mean over neurons, by mouse.
+
+    Attributes:
+        single_trial: single-trial correlation.
+        to_average: correlation to the average over repeats; only mice whose tier shows movies more than once.
+        hidden: mice whose responses are withheld in this tier.
+        by_neuron: single-trial correlation of every neuron (N,).
+    """
+
+    single_trial: dict[str, float] = field(default_factory=dict)
+    to_average: dict[str, float] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    by_neuron: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str] | None) -> DataConfig:
+    """The data options shared by all runs, reading from `path` when given.
+
+    Raises:
+        ConfigError: the runs were trained on differently transformed data.
+    """
+    configs = [run.config().data for run in runs]
+    first = configs[0]
+    for run, other in zip(runs[1:], configs[1:], strict=True):
+        for name in ("statistics", "transform", "center_crop"):
+            if getattr(first, name) != getattr(other, name):
+                raise ConfigError(
+                    f"{runs[0].path} and {run.path} cannot form an ensemble: they differ in {name} "
+                    f"({getattr(first, name)} and {getattr(other, name)})"
+                )
+    mice = tuple(mouse_ids) if mouse_ids else first.mouse_ids
+    return dataclasses.replace(first, path=path or first.path, mouse_ids=mice, limit_data=None, cache_data=False)
+
+
+def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str]) -> dict[str, TierScores]:
+    """Scores the mean prediction of `models`.
+
+    Args:
+        models: in evaluation mode, all with the recordings' mice.
+        recordings: whose mice are scored.
+        tiers: names, as `validation`.
+
+    Raises:
+        ConfigError: a mouse of the recordings is not in every model, or has another number of neurons there.
+    """
+    for mouse_id, mouse in recordings.mice.items():
+        for model in models:
+            if model.neurons.get(mouse_id) != mouse.neurons:
+                raise ConfigError(
+                    f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the model; "
+                    f"the model knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: choose with --mouse_ids"
+                )
+    scores: dict[str, TierScores] = {}
+    for tier in tiers:
+        scores[tier] = result = TierScores()
+        for mouse_id in recordings.mice:
+            if not recordings.trial_ids(mouse_id, tier):
+                continue
+            if recordings.hidden(mouse_id, tier):
+                result.hidden.append(mouse_id)
+                continue
+            single, average = _score_mouse(models, recordings, mouse_id, tier)
+            result.by_neuron[mouse_id] = single
+            result.single_trial[mouse_id] = float(single.mean())
+            if average is not None:
+                result.to_average[mouse_id] = float(average.mean())
+    return scores
+
+
+def _score_mouse(
+    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Single-trial correlation and correlation to average, each (N,)."""
+    averages = _average_responses(recordings, mouse_id, tier)
+    single, to_average = CorrelationAccumulator(), CorrelationAccumulator()
+    for trial, prediction, response in scored_trials(models, recordings, mouse_id, tier):
+        single.update(prediction, response)
+        if trial in averages:
+            frames = min(prediction.shape[1], averages[trial].shape[1])
+            to_average.update(prediction[:, -frames:], averages[trial][:, -frames:])
+    return np.asarray(single.result()), np.asarray(to_average.result()) if averages else None
+
+
+def _average_responses(recordings: Recordings, mouse_id: str, tier: str) -> dict[int, Tensor]:
+    """Trial -> mean response (N, s) over the trials that show the same movie, for movies shown at least twice."""
+    groups = [group for group in recordings.repeats(mouse_id, tier) if len(group) > 1]
+    group_of = {trial: i for i, group in enumerate(groups) for trial in group}
+    sums: dict[int, Tensor] = {}
+    if not groups:
+        return {}
+    for batch in recordings.trials(mouse_id, tier):
+        i = group_of.get(batch.trial_ids[0])
+        if i is not None:
+            response = batch.response[0, :, :MAX_FRAMES][:, SKIP:]
+            sums[i] = sums[i] + response if i in sums else response.clone()
+    return {trial: sums[i] / len(groups[i]) for trial, i in group_of.items()}
+
+
+def as_mapping(scores: Mapping[str, TierScores]) -> dict[str, dict[str, object]]:
+    """For `evaluation.yaml`: {tier: {mouse: r, average: r}}, correlation to average under a key of its own."""
+    result: dict[str, dict[str, object]] = {}
+    averages: dict[str, object] = {}
+    for tier, score in scores.items():
+        if score.single_trial:
+            result[tier] = {**score.single_trial, "average": float(np.mean(list(score.single_trial.values())))}
+        if score.to_average:
+            averages[tier] = {**score.to_average, "average": float(np.mean(list(score.to_average.values())))}
+    if averages:
+        result["correlation_to_average"] = averages
+    return result
+
+
+def as_table(scores: Mapping[str, TierScores]) -> str:
+    """A table for people: a row per mouse, two columns per tier."""
+    shown = [tier for tier, score in scores.items() if score.single_trial]
+    mice = list(dict.fromkeys(m for tier in shown for m in scores[tier].single_trial))
+    width = max([len(m) for m in mice] + [7])
+    columns = [max(len(tier), 21) for tier in shown]
+    lines = [" " * width + "".join(f"  {tier:>{w}}" for tier, w in zip(shown, columns, strict=True))]
+    lines.append(f"{'mouse':<{width}}" + "".join(f"  {'single':>{w - 11}} {'to average':>10}" for w in columns))
+
+    def cells(rows: Mapping[str, tuple[float | None, float | None]]) -> str:
+        text = ""
+        for tier, w in zip(shown, columns, strict=True):
+            single, average = rows[tier]
+            text += f"  {_number(single):>{w - 11}} {_number(average):>10}"
+        return text
+
+    for mouse in mice:
+        lines.append(f"{mouse:<{width}}" + cells({t: (scores[t].single_trial.get(mouse), scores[t].to_average.get(mouse)) for t in shown}))
+    means = {t: (_mean(scores[t].single_trial), _mean(scores[t].to_average)) for t in shown}
+    lines.append(f"{'average':<{width}}" + cells(means))
+    return "\n".join(lines)
+
+
+def _mean(values: Mapping[str, float]) -> float | None:
+    return float(np.mean(list(values.values()))) if values else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def load_models(runs: Sequence[str | Path], device: torch.device) -> list[ViV1T]:
+    """The best model of every run folder."""
+    return [RunFolder(run).load_model(device) for run in runs]

@@ -1,0 +1,104 @@
+"""Predicting whole trials and scoring them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viv1t.config import OptimizerConfig
+from viv1t.criterion import criterion
+from viv1t.data.loader import Recordings
+from viv1t.errors import DataError
+from viv1t.metrics import CorrelationAccumulator
+from viv1t.model.viv1t import ViV1T
+from viv1t.types import MAX_FRAMES, Batch
+
+SKIP = 50  # frames at the start of a trial that are left out of every score
+
+
+def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
+    """Mean prediction (B, N, t) of several models for one batch, on the models' device."""
+    frames = min(batch.video.shape[2], MAX_FRAMES)
+    device = next(models[0].parameters()).device
+    batch = batch.to(device)
+    inputs = (batch.video[:, :, :frames], batch.mouse_id, batch.behavior[..., :frames], batch.pupil_center[..., :frames])
+    total = models[0](*inputs)
+    for model in models[1:]:
+        total = total + model(*inputs)
+    return total / len(models)
+
+
+@torch.no_grad()
+def scored_trials(
+    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(trial id, prediction (N, s), response (N, s)) of every trial: the last T - 50 of its first 300 frames.
+
+    Raises:
+        DataError: a trial is too short to be scored.
+    """
+    for batch in recordings.trials(mouse_id, tier):
+        frames = min(batch.video.shape[2], MAX_FRAMES)
+        prediction = ensemble_prediction(models, batch)[0]
+        scored = min(frames - SKIP, prediction.shape[1])
+        if scored < 1:
+            raise DataError(
+                f"mouse {mouse_id} trial {batch.trial_ids[0]}: {frames} frames are too short to be scored; "
+                f"scores leave out the first {SKIP} frames"
+            )
+        response = batch.response[0, :, :frames]
+        yield batch.trial_ids[0], prediction[:, -scored:].float().cpu(), response[:, -scored:]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of the tier `validation` after an epoch.
+
+    Attributes:
+        correlation: single-trial correlation of each mouse, mean over its neurons.
+        loss: the criterion, summed over trials, mean over mice.
+    """
+
+    correlation: dict[str, float]
+    loss: float
+
+    @property
+    def mean(self) -> float:
+        """Mean correlation over mice."""
+        return float(np.mean(list(self.correlation.values())))
+
+
+def validate(
+    model: ViV1T, recordings: Recordings, options: OptimizerConfig, advance: Callable[[], None] | None = None
+) -> Validation:
+    """Scores `model` on whole trials of the tier `validation`, with batch 1; `advance` is called after every trial."""
+    training = model.training
+    model.eval()
+    correlation, losses = {}, []
+    try:
+        for mouse_id in recordings.mice:
+            accumulator = CorrelationAccumulator()
+            loss = 0.0
+            for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation"):
+                accumulator.update(prediction, response)
+                loss += float(
+                    criterion(
+                        options.criterion,
+                        response[None],
+                        prediction[None],
+                        train_trials=recordings.train_sizes[mouse_id],
+                        batch_size=1,
+                        ds_scale=options.ds_scale,
+                    )
+                )
+                if advance is not None:
+                    advance()
+            correlation[mouse_id] = float(accumulator.result().mean())
+            losses.append(loss)
+    finally:
+        model.train(training)
+    return Validation(correlation, float(np.mean(losses)))
