@@ -1,0 +1,87 @@
+"""The order of the house: a room imports only from floors below, or from its own."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FLOORS = {
+    "types": 0, "errors": 0, "config": 0, "files": 0, "progress": 0, "kernels": 0, "_prefetcher": 0,
+    "data": 1,
+    "model": 2, "criterion": 2, "metrics": 2,
+    "train": 3,
+    "evaluate": 4, "predict": 4, "export": 4, "plot": 4,
+    "cli": 5,
+}  # fmt: skip
+
+
+def sources() -> list[Path]:
+    return sorted(p for p in (ROOT / "viv1t").rglob("*.py") if p != ROOT / "viv1t" / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "viv1t").parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path, package: str) -> Iterator[str]:
+    """Absolute names of everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield stem
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    parts = (name.split(".") for name in imported_modules(path, package))
+    known = {room_of(p) for p in sources()} | set(FLOORS)
+    # `from viv1t import __version__` names no room.
+    return {p[1] for p in parts if p[0] == "viv1t" and len(p) > 1 and p[1] in known}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_from_floors_below_or_its_own(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOORS, f"viv1t/{room} has no floor: give it one"
+    for other in rooms_imported(path) - {room}:
+        assert other in FLOORS, f"viv1t/{other} has no floor: give it one"
+        below = FLOORS[other] < FLOORS[room] or FLOORS[room] == 0 == FLOORS[other]
+        assert below, f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("room", ["model", "criterion"])
+def test_data_and_model_meet_in_the_batch_alone(room: str) -> None:
+    for path in (p for p in sources() if room_of(p) == room):
+        assert "data" not in rooms_imported(path), f"{path.relative_to(ROOT)} imports viv1t.data"
+
+
+def test_kernels_import_nothing_of_ours() -> None:
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        package = ".".join(["viv1t", *path.relative_to(ROOT).parts[:-1]])
+        for name in imported_modules(path, package):
+            assert name.split(".")[0] != "viv1t" or name.startswith("viv1t.kernels"), f"{path.name} imports {name}"
+
+
+def test_python_is_known_to_the_bindings_alone() -> None:
+    includes = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)', re.MULTILINE)
+    for path in sorted((ROOT / "csrc").iterdir()):
+        names = includes.findall(path.read_text())
+        assert not [n for n in names if re.match(r"(torch|ATen|c10|cuda)", n)], path.name
+        assert path.name == "bindings.cpp" or not [n for n in names if re.match(r"(pybind11|Python)", n)], path.name
+
+
+def test_the_walk_sees_relative_and_nested_imports(tmp_path: Path) -> None:
+    file = tmp_path / "f.py"
+    file.write_text("from ..model import x\nfrom . import y\ndef f():\n    import viv1t.cli.train\n")
+    found = set(imported_modules(file, "viv1t.data"))
+    assert {"viv1t.model", "viv1t.data.y", "viv1t.cli.train"} <= found
