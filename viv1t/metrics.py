@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 EPS = 1e-8  # added to every standard deviation, and to responses inside the Poisson loss
-SKIPPED_FRAMES = 50  # left out at the start of every trial when scoring
 
 
 def _float64(x: Tensor) -> Tensor:
