@@ -28,7 +28,7 @@ def test_equal_score_is_no_improvement_and_improvement_resets() -> None:
 
 
 @pytest.mark.parametrize(("best", "value", "collapsed"), [
-    (0.05, 0.005, True), (0.05, -0.3, True), (0.049, 0.0, False), (0.2, 0.0051, False), (0.2, math.nan, False),
+    (0.05, 0.0049, True), (0.05, -0.3, True), (0.049, 0.0, False), (0.2, 0.0051, False), (0.2, math.nan, False),
 ])  # fmt: skip
 def test_collapse_restores_and_is_not_waited_for(best: float, value: float, collapsed: bool) -> None:
     schedule, decisions = _decisions([best, value])

@@ -61,7 +61,7 @@ class PlateauSchedule:
         self.terminated = False
 
     def step(self, value: float, epoch: int) -> Decision:
-        """Decides after epoch `epoch` (from 1) with validation score `value`, higher is better; NaN is no improvement."""
+        """Decides after epoch `epoch` (from 1) with validation score `value`: higher is better, NaN never improves."""
         if value > self.best_value:
             self.best_value, self.best_epoch = value, epoch
             self.wait = self.reductions = 0
