@@ -4,11 +4,11 @@ Beside `data` and `meta`, a synthetic session holds what no real one can:
 
     truth/truth.json               how it was made: version, seed, options
     truth/trials.json              per trial: tier, kind of movie, number of the movie, frames
-    truth/positions.npy            (N, 2) receptive field centres x, y, -1 to 1 as in grid_sample with align_corners=True
+    truth/positions.npy            (N, 2) field centres x, y, -1 to 1 as in grid_sample with align_corners=True
     truth/neurons/<field>.npy      every attribute of `synthetic_neurons.Population`
     truth/rates/<trial>.npy        (N, frames) conditional mean of the response, trials of the evaluation tiers
     truth/withheld/<trial>.npy     (N, T) recorded response of the trials whose response in `data` is hidden
-    truth/noise_ceiling.npy        (N,) `noise_ceiling` of the tier oracle
+    truth/noise_ceiling.npy        (N,) `noise_ceiling` of the tier oracle, where its trials are long enough for one
 
 Every mouse, movie and trial draws from its own seed: the same options give the same bytes, whatever the number of
 threads and the other mice made with it.
@@ -30,14 +30,24 @@ from typing import Any
 
 import numpy as np
 
-from viv1t.data.synthetic_neurons import MEMORY, Population, draw_population
+from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
+from viv1t.data.synthetic_truth import EVALUATION_TIERS, SKIP, Correlation, load_population, noise_ceiling
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS
 
+__all__ = [
+    "EVALUATION_TIERS",
+    "Size",
+    "full_scale",
+    "load_population",
+    "noise_ceiling",
+    "session_names",
+    "synthesize",
+]
+
 VERSION = 1  # of the recipe: raised when the same options would give other bytes
 PADDING = 24  # NaN frames after the longest trial: 324 for 300, as published
-EVALUATION_TIERS = ("oracle", "live_test_main", "live_test_bonus", "final_test_main", "final_test_bonus")
 _KINDS = ("videos", "responses", "behavior", "pupil_center")
 _MOVIES = {"naturalistic": naturalistic_movie, "parametric": parametric_movie}
 
@@ -218,7 +228,7 @@ class _Recording:
         ]:
             kind = "parametric" if tier.endswith("bonus") else "naturalistic"
             for _ in range(movies):
-                shorter = rng.random() < 0.2
+                shorter = rng.random() < 0.2 and movie > 1  # every frame is seen in at least two training trials
                 frames = self.size.frames - (int(rng.integers(1, self.size.frames // 10 + 1)) if shorter else 0)
                 shown += [(tier, kind, movie, frames)] * repeats
                 movie += 1
@@ -244,7 +254,7 @@ class _Recording:
             shutil.rmtree(self.work)
         self._write_meta()
         statistics = {kind: _Running() for kind in _KINDS}
-        ceiling = _Correlation()
+        ceiling = Correlation()
         start = said = time.monotonic()
         with ThreadPoolExecutor(workers) as pool:
             for done, shown in enumerate(_in_order(pool, self._show, self.plans, workers), 1):
@@ -253,7 +263,7 @@ class _Recording:
                     for kind, array in shown.arrays.items():
                         statistics[kind].add(array)
                 elif shown.plan.tier == "oracle" and shown.rates is not None:
-                    ceiling.add(shown.rates[:, 50:], shown.arrays["responses"][:, 50:])
+                    ceiling.add(shown.rates[:, SKIP:MAX_FRAMES], shown.arrays["responses"][:, SKIP:MAX_FRAMES])
                 if time.monotonic() - said > 2 or done == len(self.plans):
                     said = time.monotonic()
                     rate = done / (said - start)
@@ -265,7 +275,8 @@ class _Recording:
             for name, values in running.results().items():
                 array = _padded(values, self.size.frames + PADDING).astype(np.float32)
                 _save(self.work / "meta" / "statistics" / kind / "all" / f"{name}.npy", array)
-        _save(self.work / "truth" / "noise_ceiling.npy", ceiling.value())
+        if ceiling.count:
+            _save(self.work / "truth" / "noise_ceiling.npy", ceiling.value())
         self._publish()
 
     def _write_meta(self) -> None:
@@ -349,75 +360,6 @@ class _Running:
     def results(self) -> dict[str, np.ndarray]:
         std = np.sqrt(self.arrays["squares"] / self.count)
         return {"min": self.arrays["min"], "max": self.arrays["max"], "mean": self.arrays["mean"], "std": std}
-
-
-class _Correlation:
-    """Correlation per neuron over trials and frames together, with 1e-8 added to each standard deviation."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: np.ndarray | None = None
-
-    def add(self, expected: np.ndarray, recorded: np.ndarray) -> None:
-        x, y = expected.astype(np.float64), recorded.astype(np.float64)
-        sums = np.stack([x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)])
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.count += x.shape[1]
-
-    def value(self) -> np.ndarray:
-        if self.sums is None:
-            return np.zeros(0, dtype=np.float32)
-        x, y, xx, yy, xy = self.sums / self.count
-        spread = (np.sqrt(np.maximum(xx - x * x, 0)) + 1e-8) * (np.sqrt(np.maximum(yy - y * y, 0)) + 1e-8)
-        return np.asarray((xy - x * y) / spread, dtype=np.float32)
-
-
-def noise_ceiling(session: Path, tier: str = "oracle", *, skip: int = 50, to_average: bool = False) -> np.ndarray:
-    """What a perfect model would score: the correlation of expected and recorded responses of a synthetic session.
-
-    Pooled over the tier's trials and frames as `single_trial_correlation`, at most 300 frames of each trial. Hidden
-    tiers are scored against the withheld responses.
-
-    Args:
-        session: a synthetic session's folder.
-        tier: one of `EVALUATION_TIERS`, or `validation` for `oracle`.
-        skip: first frames of each trial that are left out.
-        to_average: against the mean response over the repeats of a movie, instead of single trials.
-
-    Returns:
-        (N,) float32.
-
-    Raises:
-        DataError: not a synthetic session, or it has no trial of the tier.
-    """
-    truth = session / "truth"
-    if not (truth / "trials.json").is_file():
-        raise DataError(f"{session} is not a synthetic session: it has no truth/trials.json")
-    tier = "oracle" if tier == "validation" else tier
-    plans = [_Plan(**p) for p in json.loads((truth / "trials.json").read_text()) if p["tier"] == tier]
-    if not plans or tier == "train":
-        raise DataError(f"{session} has no expected responses of the tier {tier}")
-    score = _Correlation()
-    for movie in sorted({p.movie for p in plans}):
-        repeats = [p for p in plans if p.movie == movie]
-        window = slice(skip, min(repeats[0].frames, MAX_FRAMES))
-        recorded = [_recorded(session, p.trial)[:, window] for p in repeats]
-        if to_average:
-            recorded = [np.mean(recorded, axis=0)] * len(repeats)
-        for p, response in zip(repeats, recorded, strict=True):
-            score.add(np.load(truth / "rates" / f"{p.trial}.npy")[:, window], response)
-    return score.value()
-
-
-def _recorded(session: Path, trial: int) -> np.ndarray:
-    withheld = session / "truth" / "withheld" / f"{trial}.npy"
-    return np.asarray(np.load(withheld if withheld.exists() else session / "data" / "responses" / f"{trial}.npy"))
-
-
-def load_population(session: Path) -> Population:
-    """The neurons of a synthetic session."""
-    folder = session / "truth" / "neurons"
-    return Population(**{f.name: np.load(folder / f"{f.name}.npy") for f in fields(Population)})
 
 
 def _padded(array: np.ndarray, frames: int) -> np.ndarray:

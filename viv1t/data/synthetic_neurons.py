@@ -225,9 +225,7 @@ def _temporal(rng: Rng, n: int) -> np.ndarray:
 
 def draw_population(rng: Rng, neurons: int) -> Population:
     """Draws `neurons` neurons and sets their scales on a few movies, so that rates are realistic."""
-    coordinates = np.stack(
-        [*rng.integers(-350, 351, (2, neurons)), 150 + 25 * rng.integers(0, 10, neurons)], axis=1
-    )
+    coordinates = np.stack([*rng.integers(-350, 351, (2, neurons)), 150 + 25 * rng.integers(0, 10, neurons)], axis=1)
     pixels = _retinotopy(rng, coordinates)
     complex_cell = rng.random(neurons) < 0.45
     ones = np.ones(neurons, dtype=F32)
