@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+# The benchmarks are tested too, and are not installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def golden_folder() -> Path:

@@ -1,0 +1,1 @@
+"""Measurements, one pytest file per subject: `pytest benchmarks -k SUBJECT`."""
