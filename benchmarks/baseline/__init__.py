@@ -1,4 +1,4 @@
 """The published model the plain way: eager PyTorch as a research script writes it, what the engine is compared with.
 
-Only what the published default command uses, and the sequential block; parameters are named as in published checkpoints.
+Only what the published default command uses, and the sequential block; parameters bear the published names.
 """

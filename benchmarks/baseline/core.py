@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,8 +30,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         size = (config.temporal_patch_size, config.spatial_patch_size, config.spatial_patch_size)
         stride = (config.temporal_patch_stride, config.spatial_patch_stride, config.spatial_patch_stride)
-        self.grid = [(n - size[1]) // stride[1] + 1 for n in frame_size]
-        self.patches = self.grid[0] * self.grid[1]
+        self.patches = math.prod((n - size[1]) // stride[1] + 1 for n in frame_size)
         frames = (MAX_FRAMES - size[0]) // stride[0] + 1
         inputs, depth = 5 * size[0] * size[1] * size[2], config.emb_dim
         self.tokenizer = nn.Sequential(
@@ -155,4 +156,6 @@ class Vivit(nn.Module):
         batch, frames, patches, _ = x.shape
         x = self.spatial_transformer(x.flatten(0, 1)).unflatten(0, (batch, frames))
         x = self.temporal_transformer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, patches))
-        return x.permute(0, 3, 2, 1).unflatten(3, self.tokenizer.grid)
+        # The published code takes the most square grid, whatever the true one was.
+        rows = next(n for n in range(math.ceil(math.sqrt(patches)), 0, -1) if patches % n == 0)
+        return x.permute(0, 3, 2, 1).unflatten(3, (rows, -1))

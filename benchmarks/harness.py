@@ -1,0 +1,184 @@
+"""Measuring variants of the same work side by side, and recording what was found.
+
+Times: all variants in one process, in turns, so that a busy neighbour hits all of them alike. Peak memory: every
+variant in a fresh process, because an allocator that has grown hides what comes later.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gc
+import io
+import json
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from viv1t.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity; its fields are the CSV's columns."""
+
+    benchmark: str
+    case: str
+    variant: str  # viv1t, published, or peer:<name>
+    metric: str
+    unit: str
+    median: float
+    p20: float
+    p80: float
+
+
+class Report:
+    """What a session measured."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(
+        self, benchmark: str, case: str, metric: str, unit: str, samples: Mapping[str, float | Sequence[float]]
+    ) -> None:
+        """Adds the samples of each variant."""
+        for variant, values in samples.items():
+            p20, median, p80 = (float(x) for x in np.percentile(values, (20, 50, 80)))
+            self.rows.append(Row(benchmark, case, variant, metric, unit, median, p20, p80))
+
+    def table(self) -> str:
+        """The rows as aligned text."""
+        header = [f.name for f in fields(Row)]
+        cells = [header] + [[x if isinstance(x, str) else f"{x:.4g}" for x in astuple(row)] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+    def write(self, folder: Path) -> None:
+        """Replaces `<benchmark>.csv` and `<benchmark>.json` of every benchmark that was measured."""
+        for benchmark in dict.fromkeys(row.benchmark for row in self.rows):
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(f.name for f in fields(Row))
+            writer.writerows(astuple(row) for row in self.rows if row.benchmark == benchmark)
+            write_text(folder / f"{benchmark}.csv", text.getvalue())
+            write_text(folder / f"{benchmark}.json", json.dumps(facts(), indent=2) + "\n")
+
+
+def seconds(variants: Mapping[str, Work], repeats: int, *, warmup: int = 1, threads: int = 1) -> dict[str, list[float]]:
+    """Wall-clock seconds of each call; the variants take turns, and every other round goes backwards."""
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    with torch_threads(threads):
+        for i in range(warmup + repeats):
+            for name in list(variants)[:: -1 if i % 2 else 1]:
+                gc.collect()
+                _synchronize()
+                start = time.perf_counter()
+                variants[name]()
+                _synchronize()
+                if i >= warmup:
+                    samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def peak_bytes(make: Callable[..., Work], *args: Any, threads: int = 1) -> int:
+    """Memory that the first call of `make(*args)()` adds at its highest, measured in a fresh process.
+
+    Counts resident memory, or CUDA's allocations once CUDA is in use. `make` is a module's function or class.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_bytes, make, args, threads).result()
+
+
+def _peak_bytes(make: Callable[..., Work], args: tuple[Any, ...], threads: int) -> int:
+    with torch_threads(threads):
+        work = make(*args)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            work()
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present
+        before = _proc_bytes("/proc/self/status", "VmRSS")
+        work()
+        return _proc_bytes("/proc/self/status", "VmHWM") - before
+
+
+def _proc_bytes(path: str, key: str) -> int:
+    match = re.search(rf"^{key}:\s+(\d+) kB$", Path(path).read_text(), re.MULTILINE)
+    assert match is not None, f"{path} has no {key}"
+    return int(match[1]) * 1024
+
+
+def available_bytes() -> int:
+    """Memory that new work can take without swapping."""
+    return _proc_bytes("/proc/meminfo", "MemAvailable")
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Lets PyTorch's operators use `count` threads."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, in facts that bear on speed."""
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpu = model[1] if model else platform.machine()
+    memory = _proc_bytes("/proc/meminfo", "MemTotal")
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory, "gpu": gpu}
+
+
+def machine_name() -> str:
+    """A folder name for results of this kind of machine, such as `amd-epyc-2-cores`."""
+    found = machine()
+    parts = [found["cpu"], f"{found['cores']} cores", *([found["gpu"]] if found["gpu"] else [])]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+
+
+def facts() -> dict[str, Any]:
+    """What results depend on: machine, versions, commit, date."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+    return {
+        "machine": machine(),
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

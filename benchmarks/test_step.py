@@ -1,0 +1,117 @@
+"""A training step on two CPU cores: forward, criterion, backward and AdamW, with the published default model.
+
+Both variants start from the same weights and see the same trial, in training mode with all dropouts on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.baseline.model import PlainViV1T, adamw, poisson_correlation
+from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+from viv1t.config import RunConfig
+from viv1t.model.published import to_published
+from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.train.optimizer import build_optimizer
+from viv1t.train.step import Step
+from viv1t.types import Batch
+
+MOUSE, TRAIN_TRIALS, THREADS = "F", 400, 2
+NEEDED_BYTES = 12e9  # the published way takes 10.3 GB
+
+# The published command.
+PUBLISHED_OPTIONS: Mapping[str, Any] = {
+    "output_dir": "unused", "transform_mode": 2, "crop_frame": 140, "ds_mode": 3, "core": "vivit",
+    "core_parallel_attention": True, "grad_checkpointing": 0, "output_mode": 1, "readout": "gaussian2d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the measured step is."""
+
+    neurons: int = 8000
+    frames: int = 140
+    trials: int = 1
+    frame_size: tuple[int, int] = (36, 64)
+    options: Mapping[str, Any] = field(default_factory=dict)  # on top of the published command's
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.from_options({**PUBLISHED_OPTIONS, **self.options})
+
+    def batch(self) -> Batch:
+        generator = torch.Generator().manual_seed(1)
+        trials, frames = self.trials, self.frames
+        return Batch(
+            mouse_id=MOUSE,
+            trial_ids=tuple(range(trials)),
+            video=torch.randn(trials, 1, frames, *self.frame_size, generator=generator),
+            response=torch.randn(trials, self.neurons, frames, generator=generator).clamp_min(0),
+            behavior=torch.rand(trials, 2, frames, generator=generator),
+            pupil_center=torch.rand(trials, 2, frames, generator=generator),
+            frames=torch.full((trials,), frames),
+        )
+
+    def model(self) -> ViV1T:
+        torch.manual_seed(2)
+        neurons = Neurons(self.neurons, coordinates=1000 * torch.rand(self.neurons, 3))
+        return build_model(self.config, {MOUSE: neurons}, self.frame_size).train()
+
+
+class EngineStep:
+    """The engine's step, as its trainer calls it."""
+
+    def __init__(self, size: Size) -> None:
+        self.batch, self.model, config = size.batch(), size.model(), size.config
+        self.step = Step(self.model, build_optimizer(self.model, config), config, {MOUSE: TRAIN_TRIALS})
+
+    def __call__(self) -> float:
+        loss = self.step.accumulate(self.batch)
+        self.step.update()
+        return float(loss)
+
+
+class PublishedStep:
+    """The same step the published model's plain way."""
+
+    def __init__(self, size: Size) -> None:
+        self.batch, config = size.batch(), size.config
+        self.model = PlainViV1T(config, {MOUSE: size.neurons}, size.frame_size)
+        self.model.load_state_dict(to_published(size.model()))
+        self.optimizer = adamw(self.model, config)
+
+    def __call__(self) -> float:
+        batch = self.batch
+        prediction = self.model(batch.video, MOUSE, batch.behavior, batch.pupil_center)
+        loss = poisson_correlation(batch.response, prediction, TRAIN_TRIALS, len(batch))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+VARIANTS = {"viv1t": EngineStep, "published": PublishedStep}
+FULL = Size()
+CASE = f"float32-{FULL.frames}-frames-{FULL.neurons}-neurons"
+
+
+@pytest.fixture(autouse=True)
+def enough_memory() -> None:
+    if available_bytes() < NEEDED_BYTES:
+        pytest.skip(f"needs {NEEDED_BYTES / 1e9:.0f} GB of memory, {available_bytes() / 1e9:.1f} GB are available")
+
+
+def test_step_seconds(report: Report) -> None:
+    samples = seconds({name: make(FULL) for name, make in VARIANTS.items()}, repeats=5, threads=THREADS)
+    report.add("step", CASE, "seconds", "s", samples)
+
+
+def test_step_peak_bytes(report: Report) -> None:
+    samples = {name: [peak_bytes(make, FULL, threads=THREADS) for _ in range(3)] for name, make in VARIANTS.items()}
+    report.add("step", CASE, "peak_bytes", "B", samples)

@@ -1,0 +1,122 @@
+"""The harness that benchmarks share, with toy variants, and the subjects at a tiny size."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness import ROOT, Report, Work, machine_name, peak_bytes, seconds, torch_threads
+from benchmarks.test_step import VARIANTS, Size
+
+TINY_STEP = Size(
+    neurons=7,
+    frames=12,
+    frame_size=(12, 16),
+    options={
+        "core_spatial_patch_size": 5, "core_spatial_patch_stride": 3, "core_temporal_patch_size": 5,
+        "core_spatial_depth": 1, "core_temporal_depth": 1, "core_num_heads": 2, "core_head_dim": 8,
+        "core_emb_dim": 12, "core_mlp_dim": 10,
+    },
+)  # fmt: skip
+
+
+def allocate(megabytes: int, sooner: int = 0) -> Work:
+    """Work that fills memory; `sooner` megabytes are filled, and given back, before it is called."""
+    torch.ones(sooner * 250_000).sum()
+    return lambda: torch.ones(megabytes * 250_000).sum()
+
+
+def fail() -> Work:
+    raise ValueError("no such work")
+
+
+def test_variants_take_turns_after_the_warm_up() -> None:
+    calls: list[str] = []
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.02)
+
+    samples = seconds({"slow": slow, "fast": lambda: calls.append("fast")}, repeats=2, warmup=1)
+    assert calls == ["slow", "fast", "fast", "slow", "slow", "fast"]
+    assert [len(x) for x in samples.values()] == [2, 2]
+    assert min(samples["slow"]) >= 0.02
+
+
+def test_threads_are_set_back() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_peak_is_what_the_work_adds() -> None:
+    assert 60e6 < peak_bytes(allocate, 64) < 100e6
+    assert 60e6 < peak_bytes(allocate, 64, 300) < 100e6
+
+
+def test_a_failure_in_the_fresh_process_is_raised_here() -> None:
+    with pytest.raises(ValueError, match="no such work"):
+        peak_bytes(fail)
+
+
+def test_report_writes_one_csv_and_json_per_benchmark(tmp_path: Path) -> None:
+    report = Report()
+    report.add("step", "tiny", "seconds", "s", {"viv1t": [1.0, 2.0, 4.0], "published": [3.0]})
+    report.add("loader", "tiny", "bytes_per_second", "B/s", {"peer:numpy": 5.0})
+    report.write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loader.csv", "loader.json", "step.csv", "step.json"]
+    with open(tmp_path / "step.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "benchmark": "step", "case": "tiny", "variant": "viv1t", "metric": "seconds", "unit": "s",
+        "median": "2.0", "p20": "1.4", "p80": "3.2",
+    }  # fmt: skip
+    assert len(rows) == 2
+    facts = json.loads((tmp_path / "step.json").read_text())
+    assert set(facts) == {"machine", "versions", "commit", "uncommitted_changes", "date"}
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["machine"]["cores"] >= 1
+    assert len(report.table().splitlines()) == 4
+
+
+def test_machine_name_is_a_plain_folder_name() -> None:
+    assert machine_name().replace("-", "").isalnum()
+
+
+def test_session_prints_a_table_and_writes(tmp_path: Path) -> None:
+    """A subject of its own, run as a user runs the benchmarks."""
+    subject = tmp_path / "test_toy.py"
+    subject.write_text("def test_toy(report):\n    report.add('toy', 'c', 'seconds', 's', {'viv1t': [1.5]})\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-p", "no:cacheprovider", str(subject),
+         "--rootdir", str(tmp_path), "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "toy        c     viv1t    seconds  s     1.5" in done.stdout
+    assert (tmp_path / "out" / "toy.csv").is_file()
+
+
+def test_step_variants_do_the_same_work() -> None:
+    losses = {}
+    for name, make in VARIANTS.items():
+        step = make(TINY_STEP)
+        step.model.eval()  # no dropout, no readout noise
+        losses[name] = [step() for _ in range(3)]
+    assert losses["viv1t"] == pytest.approx(losses["published"], rel=1e-4)
+    assert len(set(losses["viv1t"])) == 3
+
+
+def test_step_is_measured_at_a_tiny_size() -> None:
+    samples = seconds({name: make(TINY_STEP) for name, make in VARIANTS.items()}, repeats=1)
+    assert set(samples) == {"viv1t", "published"}
+    assert peak_bytes(VARIANTS["published"], TINY_STEP) > 0
