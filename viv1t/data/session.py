@@ -1,0 +1,256 @@
+"""One mouse on disk, in the Sensorium 2023 format, and the mice of a run.
+
+    <session>/data/videos/<trial>.npy        (H, W, T)
+    <session>/data/responses/<trial>.npy     (N, T)
+    <session>/data/behavior/<trial>.npy      (2, T)
+    <session>/data/pupil_center/<trial>.npy  (2, T)
+    <session>/meta/neurons/{cell_motor_coordinates,unit_ids}.npy
+    <session>/meta/trials/tiers.npy          the index is the trial's number
+
+Arrays have any float or integer type and are padded with NaN after the trial's end; T may differ between trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from viv1t.config import DataConfig
+from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
+from viv1t.data.npy import map_npy, read_header, read_npy
+from viv1t.errors import ConfigError, DataError
+from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
+
+logger = logging.getLogger("viv1t")
+
+FOLDERS = {"video": "videos", "response": "responses", "behavior": "behavior", "pupil_center": "pupil_center"}
+VARIABLES = tuple(FOLDERS)
+COORDINATES_FILE = "meta/neurons/cell_motor_coordinates.npy"
+UNIT_IDS_FILE = "meta/neurons/unit_ids.npy"
+LETTERS = {session: letter for letter, session in SENSORIUM_SESSIONS.items()}
+
+T = TypeVar("T")
+
+
+class Session:
+    """One mouse's recording, read trial by trial.
+
+    Attributes:
+        path: the session's folder.
+        mouse: its identity and neurons.
+        tiers: tier of every trial number; the tier `oracle` on disk is `validation` here.
+    """
+
+    def __init__(self, path: Path, mouse: Mouse, tiers: dict[int, str]) -> None:
+        self.path = path
+        self.mouse = mouse
+        self.tiers = tiers
+        self._lengths: dict[int, tuple[int, int]] = {}
+        self._hidden: dict[str, bool] = {}
+        self._repeats: dict[str, list[list[int]]] = {}
+
+    @classmethod
+    def open(cls, path: Path, mouse_id: str | None = None) -> Session:
+        """Opens a session's folder; where there is only `<path>.zip`, unpacks it first.
+
+        Args:
+            path: folder, or its archive.
+            mouse_id: name of the mouse; default the letter of a published session, else the folder's name.
+
+        Raises:
+            DataError: a file of `meta` is missing, damaged or inconsistent.
+        """
+        path = Path(path)
+        archive = path if path.suffix == ".zip" and path.is_file() else path.with_name(path.name + ".zip")
+        if not path.is_dir() and archive.is_file():
+            path = extract_session(archive)
+        if not path.is_dir():
+            raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
+        name = path.resolve().name
+        mouse_id = mouse_id or LETTERS.get(name, name)
+
+        def meta(file: str, advice: str) -> np.ndarray:
+            try:
+                return read_npy(path / file)
+            except (OSError, ValueError) as error:
+                raise DataError(f"mouse {mouse_id}: {path / file}: {_reason(error)}; {advice}") from error
+
+        tiers = meta(TIERS_FILE, "expected the tier's name of every trial, saved as text")
+        coordinates = meta(COORDINATES_FILE, "expected the neurons' positions, (N, 3) numbers")
+        unit_ids = meta(UNIT_IDS_FILE, "expected the neurons' numbers, (N,) integers")
+        if tiers.ndim != 1 or tiers.dtype.kind not in "US":
+            raise DataError(f"mouse {mouse_id}: {path / TIERS_FILE}: expected (trials,) text, found {_kind(tiers)}")
+        numeric = coordinates.dtype.kind in "fiu" and np.isfinite(coordinates).all()
+        if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates) or not numeric:
+            raise DataError(
+                f"mouse {mouse_id}: {path / COORDINATES_FILE}: expected finite (N, 3), found {_kind(coordinates)}"
+            )
+        if unit_ids.shape != coordinates.shape[:1] or unit_ids.dtype.kind not in "iuf":
+            raise DataError(
+                f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected {len(coordinates)} numbers, one for each row of "
+                f"cell_motor_coordinates.npy, found {_kind(unit_ids)}"
+            )
+        names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
+        if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
+            logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
+        return cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+
+    def trials(self, tier: str) -> list[int]:
+        """The trial numbers of a tier, ascending."""
+        return [trial for trial, name in self.tiers.items() if name == tier]
+
+    def file(self, variable: str, trial: int) -> Path:
+        """Where a trial's `variable` (video, response, behavior, pupil_center) lies."""
+        return self.path / "data" / FOLDERS[variable] / f"{trial}.npy"
+
+    @cached_property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the movies in pixels."""
+        if not self.tiers:
+            raise DataError(f"mouse {self.mouse.id}: {self.path / TIERS_FILE}: names no trial")
+        used = next((trial for trial, tier in self.tiers.items() if tier in TIERS), min(self.tiers))
+        shape = self._checked(read_header, "video", used).shape
+        if len(shape) != 3 or not min(shape):
+            raise self._error("video", used, "expected (H, W, T)", f"found {shape}")
+        return shape[0], shape[1]
+
+    def duration(self, trial: int) -> int:
+        """Recorded frames of a trial: up to the first NaN of the movie's first pixel."""
+        return self._length(trial)[0]
+
+    def read(self, variable: str, trial: int) -> np.ndarray:
+        """One variable of a trial as it lies on disk, checked.
+
+        Returns:
+            (H, W, T), (N, T) or (2, T), of the file's own type and order; NaN from frame `duration(trial)` on.
+
+        Raises:
+            DataError: the file is missing, damaged, of another shape, or NaN or infinite before the trial's end.
+        """
+        duration, frames = self._length(trial)
+        array = self._checked(read_npy, variable, trial)
+        rows = {"video": self.frame_size, "response": (self.mouse.neurons,)}.get(variable, (2,))
+        if array.shape != (*rows, frames) or array.dtype.kind not in "fiub":
+            expected = f"expected {(*rows, frames)} numbers"
+            if variable == "response" and array.ndim == 2 and array.shape[0] != rows[0]:
+                expected += f" ({rows[0]} neurons, as in cell_motor_coordinates.npy)"
+            raise self._error(variable, trial, expected, f"found {_kind(array)}")
+        if array.dtype.kind == "f":
+            valid = np.isfinite(array[..., :duration])
+            if not valid.all():
+                frame = int(np.argmin(valid.reshape(-1, duration).all(axis=0)))
+                found = f"NaN or infinity at frame {frame}"
+                raise self._error(variable, trial, f"expected finite values in all {duration} frames", found)
+        return array
+
+    def hidden(self, tier: str) -> bool:
+        """Whether the tier's responses are withheld: there are trials, and all their responses are zero."""
+        if tier not in self._hidden:
+            trials = self.trials(tier)
+            silent = (not self.read("response", t)[:, : self.duration(t)].any() for t in trials)
+            self._hidden[tier] = bool(trials) and all(silent)
+        return self._hidden[tier]
+
+    def repeats(self, tier: str) -> list[list[int]]:
+        """Groups of a tier's trials that show the same movie, each ascending, in order of their first trial."""
+        if tier not in self._repeats:
+            groups: dict[bytes, list[int]] = {}
+            for trial in self.trials(tier):
+                video = self.read("video", trial)[..., : self.duration(trial)]
+                movie = hashlib.blake2b(str(video.shape).encode(), digest_size=16)
+                movie.update(np.ascontiguousarray(video, np.float32).data)
+                groups.setdefault(movie.digest(), []).append(trial)
+            self._repeats[tier] = list(groups.values())
+        return [list(group) for group in self._repeats[tier]]
+
+    def _length(self, trial: int) -> tuple[int, int]:
+        """A trial's recorded frames and its frames with the padding."""
+        if trial not in self._lengths:
+            video = self._checked(map_npy, "video", trial)
+            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
+                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
+            ended = np.isnan(video[0, 0])
+            duration = int(ended.argmax()) if ended.any() else video.shape[2]
+            if duration == 0:
+                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
+            self._lengths[trial] = duration, video.shape[2]
+        return self._lengths[trial]
+
+    def _checked(self, reader: Callable[[Path], T], variable: str, trial: int) -> T:
+        path = self.file(variable, trial)
+        try:
+            return reader(path)
+        except (OSError, ValueError) as error:
+            raise self._error(variable, trial, "expected a numeric .npy file", _reason(error)) from error
+
+    def _error(self, variable: str, trial: int, expected: str, found: str) -> DataError:
+        return DataError(
+            f"mouse {self.mouse.id}, trial {trial}: {self.file(variable, trial)}: {expected}, but {found}; copy the "
+            "file anew, or set the trial's tier to 'none'"
+        )
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.shape} {array.dtype}"
+
+
+def _reason(error: Exception) -> str:
+    return "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def find_sessions(config: DataConfig) -> dict[str, Session]:
+    """The mice of a run: published ones in the order of their letters, then others by name.
+
+    Raises:
+        ConfigError: `--mouse_ids` names a mouse that is not there or not in `--ds_mode`.
+        DataError: the folder or a session that is needed is missing or damaged.
+    """
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise DataError(f"--data {folder}: no such folder; give the folder that holds the recording sessions")
+    found = _discover(folder)
+    allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
+    chosen = allowed
+    if config.mouse_ids is not None:
+        wanted = {LETTERS.get(name, name) for name in config.mouse_ids}
+        if unknown := sorted(wanted - set(allowed)):
+            raise ConfigError(
+                f"--mouse_ids {', '.join(unknown)}: not among the mice of this --ds_mode in {folder}, which are "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        chosen = tuple(mouse for mouse in allowed if mouse in wanted)
+    if missing := [mouse for mouse in chosen if mouse not in found]:
+        names = ", ".join(f"{mouse} ({SENSORIUM_SESSIONS[mouse]})" for mouse in missing)
+        there = [mouse for mouse in chosen if mouse in found]
+        advice = f"--mouse_ids {' '.join(there)}" if there else "--ds_mode 2"
+        raise DataError(f"--data {folder}: missing mice {names}; {advice} uses what is there")
+    if not chosen:
+        raise DataError(f"--data {folder}: holds no recording session (a folder or .zip with {TIERS_FILE})")
+    absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
+    everything = config.mice in ("all", "all_with_test") and config.mouse_ids is None
+    if everything and 0 < len(absent) < len(SENSORIUM_SESSIONS):
+        logger.warning("--data %s: of the ten published mice, %s are not there", folder, ", ".join(absent))
+    return {mouse: Session.open(found[mouse], mouse) for mouse in chosen}
+
+
+def _discover(folder: Path) -> dict[str, Path]:
+    """Every session in the folder, as a folder or as an archive, in the order of a run."""
+    paths: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        path = entry.with_suffix("") if entry.suffix == ".zip" and entry.is_file() else entry
+        known = path.name in LETTERS
+        if entry.is_dir():
+            if known or (entry / TIERS_FILE).is_file():
+                paths[path.name] = path
+        elif entry.suffix == ".zip" and not path.is_dir() and (known or session_prefix(entry) is not None):
+            paths[path.name] = path
+    ordered = sorted(paths, key=lambda name: (LETTERS.get(name) is None, LETTERS.get(name, name)))
+    return {LETTERS.get(name, name): paths[name] for name in ordered}

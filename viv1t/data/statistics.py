@@ -1,0 +1,326 @@
+"""Statistics of a mouse over its trials of the tier `train`: what the transforms divide and subtract.
+
+Two families: `trial`, over trials, one value per frame; `time`, over trials and frames. Both use every recorded frame.
+Trials of several lengths count where they have frames; padding counts nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from viv1t.data.npy import map_npy, read_npy
+from viv1t.data.session import FOLDERS, VARIABLES, Session
+from viv1t.errors import DataError
+from viv1t.types import MAX_FRAMES
+
+logger = logging.getLogger("viv1t")
+
+VERSION = 1  # of the algorithm: a cache of another version is computed anew
+FAMILIES = ("trial", "time")
+NAMES = ("min", "max", "mean", "std")
+MEDIAN_BYTES = 256 << 20  # of one block while medians are computed
+_REPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of one variable, float32: (H, W, T), (N, T) or (2, T), without T in the family `time`.
+
+    NaN at frames that no trial has. `std` is the population's.
+    """
+
+    min: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True)
+class MouseStatistics:
+    """Statistics of one mouse.
+
+    Attributes:
+        trial: per variable (video, response, behavior, pupil_center) over trials.
+        time: per variable over trials and frames; None where only provided statistics are known.
+        trial_ids: what they were computed from; empty for provided statistics.
+        counts: (T,) int64, trials that have each frame; empty for provided statistics.
+    """
+
+    trial: Mapping[str, Moments]
+    time: Mapping[str, Moments] | None
+    trial_ids: tuple[int, ...] = ()
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def response_precision(std: np.ndarray) -> np.ndarray:
+    """What responses are multiplied by: 1 / std, bounded where a neuron is nearly silent.
+
+    With h = 0.01 times the mean of `std` over neurons and frames: 1 / std where std > h, else 1 / h.
+
+    Args:
+        std: (N, T) or (N,), over trials; the first 300 frames are used.
+
+    Returns:
+        (N, min(T, 300)) or (N, 1) float32.
+
+    Raises:
+        ValueError: every response is constant.
+    """
+    std = np.asarray(std, np.float32)
+    std = std[:, None] if std.ndim == 1 else std[:, :MAX_FRAMES]
+    threshold = np.float32(0.01 * np.nanmean(std, dtype=np.float64)) if np.isfinite(std).any() else np.float32(0)
+    if not threshold > 0:
+        raise ValueError("the responses are the same in every trial")
+    return 1 / np.where(std > threshold, std, threshold)
+
+
+def provided_statistics(session: Session) -> MouseStatistics:
+    """The statistics stored with a recording, in `meta/statistics/<variable>/all/{min,max,mean,std}.npy`.
+
+    Raises:
+        DataError: a file is missing, damaged or of another shape.
+    """
+    rows = {"video": session.frame_size, "response": (session.mouse.neurons,), "behavior": (2,), "pupil_center": (2,)}
+    moments = {}
+    for variable in VARIABLES:
+        arrays = {}
+        for name in NAMES:
+            path = session.path / "meta" / "statistics" / FOLDERS[variable] / "all" / f"{name}.npy"
+            shape = rows[variable]
+            try:
+                array = read_npy(path)
+                fits = array.shape[: len(shape)] == shape and array.ndim <= len(shape) + 1
+                if not fits or (variable != "response" and array.ndim == len(shape)):
+                    raise ValueError(f"expected {(*shape, 'T')}, found {array.shape}")
+                arrays[name] = array.astype(np.float32)
+            except (OSError, ValueError) as error:
+                reason = "the file is missing" if isinstance(error, FileNotFoundError) else error
+                raise DataError(f"mouse {session.mouse.id}: {path}: {reason}; --stat_mode 1 computes them") from error
+        moments[variable] = Moments(**arrays)
+    return MouseStatistics(moments, None)
+
+
+def computed_statistics(session: Session) -> MouseStatistics:
+    """The statistics of a session's tier `train`, from a cache where nothing has changed since it was written.
+
+    The cache is `meta/viv1t_statistics.safetensors` in the session, or under $XDG_CACHE_HOME/viv1t where that cannot be
+    written.
+
+    Raises:
+        DataError: a trial is missing or damaged, or there is none.
+    """
+    trials = session.trials("train")
+    key = _key(session, trials)
+    for path in _cache_paths(session):
+        cached = _load(path, key)
+        if cached is not None:
+            return cached
+    statistics = compute_statistics(session, trials)
+    for path in _cache_paths(session):
+        try:
+            _save(path, key, statistics)
+        except OSError as error:
+            logger.info("mouse %s: %s cannot be written (%s)", session.mouse.id, path, error)
+        else:
+            break
+    return statistics
+
+
+def compute_statistics(session: Session, trials: Sequence[int]) -> MouseStatistics:
+    """Both families of statistics of some trials, reading every trial once, accumulating in float64.
+
+    Raises:
+        DataError: a trial is missing or damaged, or there is none.
+    """
+    if not trials:
+        raise DataError(
+            f"mouse {session.mouse.id}: {session.path}: no trial of the tier train to compute statistics from; "
+            "use --stat_mode 0"
+        )
+    running = {variable: _Running() for variable in VARIABLES}
+    next_report = time.monotonic() + _REPORT_SECONDS
+    for done, trial in enumerate(trials):
+        if time.monotonic() > next_report:
+            logger.info("mouse %s: statistics, %d of %d trials", session.mouse.id, done, len(trials))
+            next_report = time.monotonic() + _REPORT_SECONDS
+        duration = session.duration(trial)
+        for variable in VARIABLES:
+            array = session.read(variable, trial)
+            running[variable].add(np.ascontiguousarray(array), duration)
+    return MouseStatistics(
+        trial={variable: r.over_trials() for variable, r in running.items()},
+        time={variable: r.over_time() for variable, r in running.items()},
+        trial_ids=tuple(trials),
+        counts=running["video"].counts,
+    )
+
+
+class _Running:
+    """Statistics of one variable so far, (rows, T).
+
+    Sums are taken relative to each frame's first value: exact for what is constant, and without cancellation.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.empty(0, np.int64)
+        self._fields: dict[str, np.ndarray] = {}
+
+    def add(self, array: np.ndarray, duration: int) -> None:
+        if self.counts.size < array.shape[-1]:
+            self._grow(array.shape)
+        new = self.counts[:duration] == 0
+        values = array[..., :duration]
+        f = {name: field[..., :duration] for name, field in self._fields.items()}
+        if new.any():
+            f["origin"][..., new] = values[..., new]
+        difference = values - f["origin"]  # float64
+        f["sum"] += difference
+        np.multiply(difference, difference, out=difference)
+        f["squares"] += difference
+        np.fmin(f["min"], values, out=f["min"])
+        np.fmax(f["max"], values, out=f["max"])
+        self.counts[:duration] += 1
+
+    def _grow(self, shape: tuple[int, ...]) -> None:
+        known, self.counts = self.counts, np.zeros(shape[-1], np.int64)
+        self.counts[: known.size] = known
+        for name, empty in (("origin", 0), ("sum", 0), ("squares", 0), ("min", np.nan), ("max", np.nan)):
+            grown = np.full(shape, empty, np.float64)
+            if known.size:
+                grown[..., : known.size] = self._fields[name]
+            self._fields[name] = grown
+
+    def _mean_and_squares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean, and sum of squared deviations from it, per frame; NaN where there is none."""
+        counts = np.where(self.counts > 0, self.counts, np.nan)
+        shift = self._fields["sum"] / counts
+        squares = np.maximum(self._fields["squares"] - counts * shift**2, 0)
+        return self._fields["origin"] + shift, squares
+
+    def over_trials(self) -> Moments:
+        mean, squares = self._mean_and_squares()
+        std = np.sqrt(squares / np.where(self.counts > 0, self.counts, np.nan))
+        return Moments(*(a.astype(np.float32) for a in (self._fields["min"], self._fields["max"], mean, std)))
+
+    def over_time(self) -> Moments:
+        mean, squares = (a[..., self.counts > 0] for a in self._mean_and_squares())
+        counts = self.counts[self.counts > 0]
+        total = counts.sum()
+        # Relative to the first frame's mean, exact again for what is constant.
+        origin = mean[..., :1]
+        shift = ((mean - origin) * counts).sum(-1, keepdims=True) / total
+        deviation = squares.sum(-1) + ((mean - origin - shift) ** 2 * counts).sum(-1)
+        overall = (origin + shift)[..., 0]
+        low, high = np.nanmin(self._fields["min"], -1), np.nanmax(self._fields["max"], -1)
+        return Moments(*(a.astype(np.float32) for a in (low, high, overall, np.sqrt(deviation / total))))
+
+
+def medians(session: Session, variable: str, family: str) -> np.ndarray:
+    """The median of one variable over the tier `train`, read in blocks of rows; no transform needs it.
+
+    Args:
+        variable: video, response, behavior or pupil_center.
+        family: `trial` or `time`.
+
+    Returns:
+        float32, of the shape of the other statistics.
+    """
+    trials = session.trials("train")
+    shape = session.read(variable, trials[0]).shape
+    durations = np.array([session.duration(trial) for trial in trials])
+    frames = max(map_npy(session.file(variable, trial)).shape[-1] for trial in trials)
+    counts = (durations[:, None] > np.arange(frames)).sum(0)
+    row_bytes = 4 * frames * int(np.prod(shape[1:-1])) * len(trials)
+    step = max(1, MEDIAN_BYTES // row_bytes)
+    parts = []
+    for start in range(0, shape[0], step):
+        block = np.full((len(trials), min(step, shape[0] - start), *shape[1:-1], frames), np.nan, np.float32)
+        for values, trial, duration in zip(block, trials, durations, strict=True):
+            values[..., :duration] = map_npy(session.file(variable, trial))[start : start + step, ..., :duration]
+        if family == "trial":
+            parts.append(_median(np.moveaxis(block, 0, -1), counts))
+        else:
+            flat = np.moveaxis(block, 0, -2).reshape(*block.shape[1:-1], -1)
+            parts.append(_median(flat, durations.sum()))
+    return np.concatenate(parts)
+
+
+def _median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Median over the last axis of what is not NaN; `counts` says how many that are."""
+    ordered = np.sort(values, axis=-1)  # NaN comes last
+    counts = np.broadcast_to(counts, ordered.shape[:-1])[..., None]
+    low = np.take_along_axis(ordered, np.maximum(counts - 1, 0) // 2, -1)
+    high = np.take_along_axis(ordered, np.minimum(counts // 2, values.shape[-1] - 1), -1)
+    middle: np.ndarray = (low + (high - low) / 2)[..., 0]
+    return middle
+
+
+def _key(session: Session, trials: Sequence[int]) -> str:
+    """A digest of everything the statistics depend on."""
+    files = []
+    for variable in VARIABLES:
+        for trial in trials:
+            try:
+                status = session.file(variable, trial).stat()
+                files.append((status.st_size, status.st_mtime_ns))
+            except OSError:
+                files.append((-1, -1))  # reading it will say what is wrong
+    text = json.dumps([VERSION, session.mouse.session, session.mouse.neurons, list(trials), files])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _cache_paths(session: Session) -> Iterator[Path]:
+    yield session.path / "meta" / "viv1t_statistics.safetensors"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = hashlib.blake2b(str(session.path.resolve()).encode(), digest_size=8).hexdigest()
+    yield root / "viv1t" / f"{session.mouse.session}-{place}.safetensors"
+
+
+def _save(path: Path, key: str, statistics: MouseStatistics) -> None:
+    assert statistics.time is not None
+    tensors = {"counts": statistics.counts, "trial_ids": np.array(statistics.trial_ids, np.int64)}
+    for family, moments in (("trial", statistics.trial), ("time", statistics.time)):
+        for variable in VARIABLES:
+            for name in NAMES:
+                tensors[f"{family}/{variable}/{name}"] = np.ascontiguousarray(getattr(moments[variable], name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb") as file:
+            file.write(safetensors.numpy.save(tensors, {"key": key}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(path: Path, key: str) -> MouseStatistics | None:
+    """Cached statistics, None where there are none that fit."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            families = {
+                family: {v: Moments(*(file.get_tensor(f"{family}/{v}/{name}") for name in NAMES)) for v in VARIABLES}
+                for family in FAMILIES
+            }
+            trials, counts = file.get_tensor("trial_ids"), file.get_tensor("counts")
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        logger.warning("%s: damaged cache of statistics (%s), computed anew", path, error)
+        return None
+    return MouseStatistics(families["trial"], families["time"], tuple(trials.tolist()), counts)

@@ -1,0 +1,205 @@
+"""What is done to a trial before the model sees it.
+
+| mode | family | video | behavior | pupil_center |
+| --- | --- | --- | --- | --- |
+| standardize_per_frame | trial | (v - mean) / (std + e) | b / std | (p - mean) / (std + e) |
+| published | trial | (v - mean) / (std - mean) | (b - min) / (max - min) | (p - min) / (max - min) |
+| standardize | time | (v - mean) / (std + e) | b / std | (p - mean) / (std + e) |
+| min_max | time | (v - min) / (max - min) | (b - min) / (max - min) | (p - min) / (max - min) |
+
+`e` is the float32 machine epsilon. The movie's row of `published` is a slip of the published code, which the published
+checkpoints were trained with. Responses are multiplied by `response_precision`. The mode `none` leaves everything as it
+is, the number of frames included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from viv1t.data.session import VARIABLES
+from viv1t.data.statistics import Moments, MouseStatistics, response_precision
+from viv1t.errors import ConfigError, DataError
+from viv1t.types import MAX_FRAMES, Trial
+
+logger = logging.getLogger("viv1t")
+
+EPSILON = np.float32(np.finfo(np.float32).eps)
+_FAMILY = {"standardize_per_frame": "trial", "published": "trial", "standardize": "time", "min_max": "time"}
+
+
+@dataclass(frozen=True)
+class Affine:
+    """value = (raw - offset) * scale, where both broadcast over the last axis, frames, if its length is 1.
+
+    Frames past the end of a longer last axis cannot be transformed. `scale` is 0 where the statistics leave nothing to
+    divide by.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames it knows; None for any."""
+        return None if self.scale.shape[-1] == 1 else self.scale.shape[-1]
+
+    def part(self, first: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Offset and scale of some frames."""
+        if self.frames is None:
+            return self.offset, self.scale
+        return self.offset[..., first : first + frames], self.scale[..., first : first + frames]
+
+
+class Transform:
+    """One mouse's transform, built from its statistics.
+
+    Args:
+        mouse_id: named in errors and carried by the trials.
+        mode: none, standardize_per_frame, published, standardize or min_max.
+        statistics: of the mouse; None for the mode none.
+        center_crop: share of the frame kept around its centre, above 0 and at most 1.
+        frame_size: (H, W) in pixels.
+
+    Attributes:
+        affine: per variable, what is subtracted and multiplied; empty for the mode none.
+
+    Raises:
+        ConfigError: the statistics lack the family the mode needs, or `center_crop` leaves no pixel.
+        DataError: a variable is constant, so that there is nothing to divide by.
+    """
+
+    def __init__(
+        self,
+        mouse_id: str,
+        mode: str,
+        statistics: MouseStatistics | None,
+        center_crop: float,
+        frame_size: tuple[int, int],
+    ) -> None:
+        self.mouse_id = mouse_id
+        self.affine: Mapping[str, Affine] = {}
+        self._crop: tuple[np.ndarray, np.ndarray] | None = None
+        self._max_frames = None if mode == "none" else MAX_FRAMES
+        if mode == "none":
+            return
+        assert statistics is not None
+        family = statistics.trial if _FAMILY[mode] == "trial" else statistics.time
+        if family is None:
+            raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
+        affine = {v: self._affine(mode, v, family[v]) for v in VARIABLES if v != "response"}
+        try:
+            precision = response_precision(_padded(statistics.trial["response"].std))
+        except ValueError as error:
+            raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
+        self.affine = affine | {"response": Affine(np.zeros_like(precision), precision)}
+        if center_crop < 1:
+            self._crop = tuple(_central(size, center_crop) for size in frame_size)  # type: ignore[assignment]
+
+    def frames(self, duration: int) -> int:
+        """How many frames of a trial of `duration` recorded frames are used."""
+        return duration if self._max_frames is None else min(duration, self._max_frames)
+
+    def apply(self, trial_id: int, raw: Mapping[str, np.ndarray], first_frame: int, frames: int) -> Trial:
+        """Transforms some frames of a trial.
+
+        Args:
+            trial_id: number of the trial.
+            raw: per variable the array of the whole trial, as on disk: video (H, W, T), response (N, T), behavior
+                (2, T), pupil_center (2, T).
+            first_frame: index in the recording of the first frame to take.
+            frames: how many, all of them recorded.
+
+        Returns:
+            The trial's frames, float32, contiguous.
+
+        Raises:
+            DataError: the statistics do not reach that far.
+        """
+        values = {v: self._values(v, trial_id, raw[v], first_frame, frames) for v in VARIABLES}
+        video = np.ascontiguousarray(values["video"].transpose(2, 0, 1))
+        if self._crop is not None:
+            video = self._cropped(video)
+        return Trial(
+            mouse_id=self.mouse_id,
+            trial_id=trial_id,
+            first_frame=first_frame,
+            video=video[None],
+            response=values["response"],
+            behavior=values["behavior"],
+            pupil_center=values["pupil_center"],
+        )
+
+    def response(self, trial_id: int, raw: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
+        """The response alone, (N, frames) float32; arguments as for `apply`."""
+        return self._values("response", trial_id, raw, first_frame, frames)
+
+    def _values(self, variable: str, trial_id: int, raw: np.ndarray, first: int, frames: int) -> np.ndarray:
+        array = raw[..., first : first + frames].astype(np.float32, order="C")
+        if self.affine:
+            affine = self.affine[variable]
+            if affine.frames is not None and affine.frames < first + frames:
+                raise DataError(
+                    f"mouse {self.mouse_id}, trial {trial_id}: has {first + frames} frames, but the statistics of "
+                    f"{variable} reach frame {affine.frames} only; use --transform_mode 3 or 4"
+                )
+            offset, scale = affine.part(first, frames)
+            array -= offset
+            array *= scale
+        return array
+
+    def _cropped(self, video: np.ndarray) -> np.ndarray:
+        assert self._crop is not None
+        rows, columns = self._crop
+        inner = torch.from_numpy(video[:, rows[:, None], columns])[:, None]
+        resized = F.interpolate(inner, size=video.shape[1:], mode="bilinear", align_corners=False, antialias=False)
+        return resized[:, 0].numpy()
+
+    def _affine(self, mode: str, variable: str, s: Moments) -> Affine:
+        if mode == "published" and variable == "video":
+            offset, divisor = s.mean, s.std - s.mean
+        elif mode in ("published", "min_max"):
+            offset, divisor = s.min, s.max - s.min
+        elif variable == "behavior":
+            offset, divisor = np.zeros_like(s.std), s.std
+        else:
+            offset, divisor = s.mean, s.std + EPSILON
+        known = np.isfinite(divisor)
+        if not known.all():  # frames that no trial of the training tier has
+            frames = int(known.reshape(-1, known.shape[-1]).all(0).argmin())
+            offset, divisor = offset[..., :frames], divisor[..., :frames]
+        constant = divisor == 0
+        if constant.all():
+            raise DataError(
+                f"mouse {self.mouse_id}, {variable}: is the same in every trial of the tier train, which leaves "
+                "nothing to divide by; use --transform_mode 0, or leave the mouse out with --mouse_ids"
+            )
+        if constant.any():
+            logger.warning(
+                "mouse %s, %s: %d of %d statistics leave nothing to divide by; the values are set to 0 there",
+                self.mouse_id, variable, constant.sum(), constant.size,
+            )  # fmt: skip
+        scale = np.where(constant, 0, 1 / np.where(constant, 1, divisor)).astype(np.float32)
+        if _FAMILY[mode] == "time":
+            offset, scale = offset[..., None], scale[..., None]
+        return Affine(np.ascontiguousarray(offset, np.float32), scale)
+
+
+def _padded(std: np.ndarray) -> np.ndarray:
+    """(N, T) standard deviations with NaN at frames up to the last one used that no trial of the statistics has."""
+    missing = MAX_FRAMES - std.shape[-1] if std.ndim == 2 else 0
+    return np.pad(std, ((0, 0), (0, missing)), constant_values=np.nan) if missing > 0 else std
+
+
+def _central(size: int, share: float) -> np.ndarray:
+    """The pixels of one axis at linspace(-share, share, int(size * share)): -1 and 1 are the outer pixels."""
+    kept = int(size * share)
+    if kept < 1:
+        raise ConfigError(f"--center_crop {share} leaves no pixel of {size}")
+    positions = (torch.linspace(-share, share, kept) + 1) / 2 * (size - 1)
+    return positions.round().long().numpy()
