@@ -16,7 +16,7 @@ FLOORS = {
     "data": 1,
     "model": 2, "criterion": 2, "metrics": 2,
     "train": 3,
-    "evaluate": 4, "predict": 4, "export": 4, "plot": 4,
+    "evaluate": 4, "predict": 4, "export": 4, "plot": 4, "attention_rollout": 4,
     "cli": 5,
 }  # fmt: skip
 
