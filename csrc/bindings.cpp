@@ -3,9 +3,17 @@
 #include <pybind11/stl.h>
 
 #include "npy.h"
+#include "prefetcher.h"
 
 namespace py = pybind11;
 using namespace viv1t;
+
+namespace {
+
+// Memory that Python owns, by its address.
+float* floats(std::uintptr_t address) { return reinterpret_cast<float*>(address); }
+
+}  // namespace
 
 PYBIND11_MODULE(_prefetcher, m) {
     m.doc() = "Reading trials in C++ threads.";
@@ -41,4 +49,49 @@ PYBIND11_MODULE(_prefetcher, m) {
         },
         py::arg("head"), py::arg("file_bytes"));
     m.def("read_npy_header", &read_npy_header, py::arg("fd"), py::call_guard<py::gil_scoped_release>());
+
+    py::class_<Transform>(m, "Transform")
+        .def(py::init([](std::uintptr_t subtract, std::uintptr_t scale, bool multiply, std::int64_t frames) {
+                 return Transform{floats(subtract), floats(scale), multiply, frames};
+             }),
+             py::kw_only(), py::arg("subtract") = 0, py::arg("scale") = 0, py::arg("multiply") = false, py::arg("frames") = 0);
+
+    py::class_<Read>(m, "Read")
+        .def(py::init([](std::string path, std::vector<std::int64_t> rows, bool frames_first, std::int64_t trial,
+                         std::int64_t file_frames, std::int64_t first_frame, std::int64_t frames, const Transform& transform,
+                         std::uintptr_t out, bool out_frames_first, std::int64_t out_frames) {
+                 return Read{.path = std::move(path),
+                             .rows = std::move(rows),
+                             .frames_first = frames_first,
+                             .trial = trial,
+                             .file_frames = file_frames,
+                             .first_frame = first_frame,
+                             .frames = frames,
+                             .transform = transform,
+                             .out = floats(out),
+                             .out_frames_first = out_frames_first,
+                             .out_frames = out_frames};
+             }),
+             py::kw_only(), py::arg("path"), py::arg("rows"), py::arg("frames_first") = false, py::arg("trial") = -1,
+             py::arg("file_frames"), py::arg("first_frame") = 0, py::arg("frames"), py::arg("transform") = Transform{},
+             py::arg("out"), py::arg("out_frames_first") = false, py::arg("out_frames"));
+
+    py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
+    py::class_<Prefetcher>(m, "Prefetcher")
+        .def(py::init<std::size_t, std::size_t>(), py::arg("threads"), py::arg("slots"))
+        .def(
+            "submit", [](Prefetcher& self, std::vector<Read> reads) {
+                py::gil_scoped_release nogil;
+                self.submit(std::move(reads));
+            },
+            py::arg("reads"))
+        .def("take",
+             [](Prefetcher& self) -> std::optional<std::pair<std::size_t, std::string>> {
+                 py::gil_scoped_release nogil;
+                 auto failure = self.take();
+                 if (!failure) return std::nullopt;
+                 return std::pair{failure->part, std::move(failure->message)};
+             })
+        .def("pending", &Prefetcher::pending)
+        .def("close", &Prefetcher::close, py::call_guard<py::gil_scoped_release>());
 }

@@ -1,4 +1,5 @@
 import enum
+from collections.abc import Sequence
 
 class NpyError(ValueError): ...
 
@@ -25,3 +26,32 @@ class NpyHeader:
 
 def parse_npy_header(head: bytes, file_bytes: int) -> NpyHeader: ...
 def read_npy_header(fd: int) -> NpyHeader: ...
+
+class Transform:
+    def __init__(self, *, subtract: int = 0, scale: int = 0, multiply: bool = False, frames: int = 0) -> None: ...
+
+class Read:
+    def __init__(
+        self,
+        *,
+        path: str,
+        rows: Sequence[int],
+        frames_first: bool = False,
+        trial: int = -1,
+        file_frames: int,
+        first_frame: int = 0,
+        frames: int,
+        transform: Transform = ...,
+        out: int,
+        out_frames_first: bool = False,
+        out_frames: int,
+    ) -> None: ...
+
+class Closed(RuntimeError): ...
+
+class Prefetcher:
+    def __init__(self, threads: int, slots: int) -> None: ...
+    def submit(self, reads: Sequence[Read]) -> None: ...
+    def take(self) -> tuple[int, str] | None: ...
+    def pending(self) -> int: ...
+    def close(self) -> None: ...

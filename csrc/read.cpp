@@ -1,0 +1,308 @@
+#include "read.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+#include "convert.h"
+#include "npy.h"
+
+namespace viv1t {
+
+using std::int64_t;
+
+namespace {
+
+constexpr int64_t kStagingBytes = 256 << 10;  // stays in the second-level cache
+constexpr int64_t kTile = 16;                 // floats of a cache line: the width of a transposed strip
+constexpr int64_t kLongRow = 64 << 10;        // bytes of a row from which only the frames wanted are read
+
+template <class T> T* grown(std::vector<T>& scratch, int64_t size) {
+    if (scratch.size() < static_cast<std::size_t>(size)) scratch.resize(static_cast<std::size_t>(size));
+    return scratch.data();
+}
+
+// Neither NaN nor infinite; unlike std::isfinite it is vectorised.
+inline bool finite(float x) { return (std::bit_cast<std::uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
+
+// Frames of (W, H) to frames of (H, W).
+template <class Word> void turn(const std::byte* from, std::byte* to, int64_t frames, int64_t height, int64_t width) {
+    constexpr auto size = static_cast<int64_t>(sizeof(Word));
+    for (int64_t k = 0; k < frames; ++k)
+        for (int64_t h = 0; h < height; ++h)
+            for (int64_t w = 0; w < width; ++w)
+                std::memcpy(to + ((k * height + h) * width + w) * size, from + ((k * width + w) * height + h) * size, sizeof(Word));
+}
+
+std::string words(const std::vector<int64_t>& shape) {
+    std::string text = "(";
+    for (const int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
+    return text + ")";
+}
+
+}  // namespace
+
+class Reader::File {
+public:
+    explicit File(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+        if (fd_ < 0) throw std::runtime_error(std::string("cannot be opened: ") + std::strerror(errno));
+    }
+    ~File() { close(fd_); }
+    File(const File&) = delete;
+    File& operator=(const File&) = delete;
+
+    int fd() const { return fd_; }
+
+    void read(void* to, int64_t bytes, std::uint64_t offset) const {
+        auto* at = static_cast<std::byte*>(to);
+        while (bytes > 0) {
+            const ssize_t n = pread(fd_, at, static_cast<std::size_t>(bytes), static_cast<off_t>(offset));
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) throw std::runtime_error(std::string("cannot be read: ") + std::strerror(errno));
+            if (n == 0) throw std::runtime_error("the file is cut short");
+            at += n;
+            bytes -= n;
+            offset += static_cast<std::uint64_t>(n);
+        }
+    }
+
+private:
+    int fd_;
+};
+
+// Where the output's elements lie and what is done to them. The output is (outer, inner) with the inner axis contiguous:
+// (frames, rows) or (rows, frames).
+class Reader::Output {
+public:
+    explicit Output(const Read& read) : read_(read), multiply_(read.transform.multiply) {
+        const Transform& t = read.transform;
+        const int64_t rows = read.row_count();
+        pitch_ = read.out_frames_first ? rows : read.out_frames;
+        outer_ = read.out_frames_first ? read.frames : rows;
+        inner_ = read.out_frames_first ? rows : read.frames;
+        int64_t base = 0;
+        if (t.frames > 0) {
+            table_pitch_ = read.out_frames_first ? rows : t.frames;
+            base = read.first_frame * (read.out_frames_first ? rows : 1);
+        } else if (!read.out_frames_first) {
+            table_pitch_ = 1;
+            one_value_ = true;  // the same for all frames of a row
+        }
+        subtract_ = t.subtract ? t.subtract + base : nullptr;
+        scale_ = t.scale ? t.scale + base : nullptr;
+    }
+
+    float* at(int64_t outer, int64_t inner) const { return read_.out + outer * pitch_ + inner; }
+
+    // Checks and transforms `count` elements that lie in place as read from the file.
+    void finish(int64_t outer, int64_t inner, int64_t count) {
+        float* x = at(outer, inner);
+        int odd = 0;
+        for (int64_t i = 0; i < count; ++i) odd |= !finite(x[i]);
+        if (odd) throw_not_finite(outer, inner, count);
+        const int64_t table = outer * table_pitch_ + (one_value_ ? 0 : inner);
+        if (subtract_) {
+            const float* s = subtract_ + table;
+            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] -= *s;
+            else for (int64_t i = 0; i < count; ++i) x[i] -= s[i];
+        }
+        if (!scale_) return;
+        const float* s = scale_ + table;
+        if (multiply_) {
+            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] *= *s;
+            else for (int64_t i = 0; i < count; ++i) x[i] *= s[i];
+        } else {
+            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] /= *s;
+            else for (int64_t i = 0; i < count; ++i) x[i] /= s[i];
+        }
+    }
+
+    // Writes strip[a * strip_pitch + b] to (outer0 + b, inner0 + a) for a < width <= kTile, b < count, and finishes it.
+    void finish_transposed(const float* strip, int64_t strip_pitch, int64_t outer0, int64_t inner0, int64_t width, int64_t count) {
+        for (int64_t b = 0; b < count; ++b) {
+            float* x = at(outer0 + b, inner0);
+            if (width == kTile)
+                for (int64_t a = 0; a < kTile; ++a) x[a] = strip[a * strip_pitch + b];
+            else
+                for (int64_t a = 0; a < width; ++a) x[a] = strip[a * strip_pitch + b];
+            finish(outer0 + b, inner0, width);
+        }
+    }
+
+    void zero_padding() {
+        const int64_t left = read_.out_frames - read_.frames;
+        if (left == 0) return;
+        if (read_.out_frames_first)
+            std::fill_n(at(outer_, 0), left * pitch_, 0.0f);
+        else
+            for (int64_t r = 0; r < outer_; ++r) std::fill_n(at(r, inner_), left, 0.0f);
+    }
+
+private:
+    [[noreturn]] void throw_not_finite(int64_t outer, int64_t inner, int64_t count) const {
+        const float* x = at(outer, inner);
+        inner += std::find_if_not(x, x + count, finite) - x;
+        const int64_t frame = read_.first_frame + (read_.out_frames_first ? outer : inner);
+        throw std::runtime_error("NaN or infinity at frame " + std::to_string(frame));
+    }
+
+    const Read& read_;
+    const float* subtract_ = nullptr;
+    const float* scale_ = nullptr;
+    bool multiply_, one_value_ = false;
+    int64_t pitch_ = 0, outer_ = 0, inner_ = 0, table_pitch_ = 0;
+};
+
+// The array's place in the file and how its elements become floats.
+struct Reader::Source {
+    std::uint64_t start = 0;      // bytes before its first element
+    int64_t item = 0;             // bytes of an element
+    bool frames_first = false;    // each frame's rows lie together
+    bool pixels_turned = false;   // ... in the order (W, H)
+    bool as_is = false;           // its bytes are the floats wanted
+    Convert convert = nullptr;
+
+    std::uint64_t offset(int64_t element) const { return start + static_cast<std::uint64_t>(element * item); }
+};
+
+Reader::Source Reader::locate(const Read& read, const NpyHeader& header) {
+    const bool stacked = read.trial >= 0;
+    std::vector<int64_t> one = read.rows;
+    one.insert(read.frames_first ? one.begin() : one.end(), read.file_frames);
+    std::vector<int64_t> found = header.shape;
+    const bool there = !stacked || (!found.empty() && read.trial < found[0]);
+    if (stacked && !found.empty()) found.erase(found.begin());
+    if (!there || found != one)
+        throw std::runtime_error("expected shape " + words(one) + (stacked ? " at trial " + std::to_string(read.trial) : "") +
+                                 ", found shape " + words(header.shape));
+    Source source;
+    source.item = static_cast<int64_t>(item_size(header.dtype));
+    source.frames_first = read.frames_first;
+    source.convert = converter(header);
+    source.start = header.data_offset;
+    if (stacked) source.start = source.offset(read.trial * read.row_count() * read.file_frames);
+    if (header.fortran_order && header.shape.size() > 1) {
+        // The axes in memory are those of the shape, backwards.
+        if (stacked || read.frames_first || read.rows.size() > 2)
+            throw std::runtime_error("is in Fortran order, expected C order; write it again with numpy.ascontiguousarray");
+        source.frames_first = true;
+        source.pixels_turned = read.rows.size() == 2;
+    }
+    source.as_is = header.dtype == Dtype::f32 && !needs_swap(header) && !source.pixels_turned;
+    return source;
+}
+
+int64_t Read::row_count() const {
+    int64_t count = 1;
+    for (const int64_t n : rows) count *= n;
+    return count;
+}
+
+void Read::check() const {
+    const bool sizes = !rows.empty() && std::all_of(rows.begin(), rows.end(), [](int64_t n) { return n > 0; }) &&
+                       first_frame >= 0 && frames >= 0 && first_frame + frames <= file_frames && frames <= out_frames &&
+                       out != nullptr;
+    const bool table = transform.frames == 0 || transform.frames >= first_frame + frames;
+    if (!sizes || !table) throw std::invalid_argument("a read whose sizes do not fit each other: " + path);
+}
+
+void Reader::operator()(const Read& read) {
+    const File file(read.path);
+    const NpyHeader header = read_npy_header(file.fd());
+    const Source source = locate(read, header);
+    Output output(read);
+    if (!source.frames_first)
+        from_rows(read, file, source, output);
+    else if (read.out_frames_first)
+        from_frames_to_frames(read, file, source, output);
+    else
+        from_frames_to_rows(read, file, source, output);
+    output.zero_padding();
+}
+
+// The file holds rows of all the recording's frames. They are read whole, since a system call costs more than some
+// kilobytes of copying.
+void Reader::from_rows(const Read& read, const File& file, const Source& source, Output& output) {
+    const int64_t rows = read.row_count(), item = source.item;
+    const bool whole = read.file_frames * item < kLongRow;
+    const int64_t pitch = whole ? read.file_frames : read.frames;
+    const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / kTile * kTile;
+    const int64_t step = whole ? std::max(kTile, fit) : kTile;
+    std::byte* const staged = grown(staging_, step * pitch * item);
+    float* const strip = grown(strip_, kTile * read.frames);
+    for (int64_t r = 0; r < rows; r += step) {
+        const int64_t m = std::min(step, rows - r);
+        if (whole) {
+            file.read(staged, m * pitch * item, source.offset(r * pitch));
+        } else {
+            for (int64_t k = 0; k < m; ++k)
+                file.read(staged + k * pitch * item, pitch * item, source.offset((r + k) * read.file_frames + read.first_frame));
+        }
+        const std::byte* const wanted = staged + (whole ? read.first_frame * item : 0);
+        if (!read.out_frames_first) {
+            for (int64_t k = 0; k < m; ++k) {
+                source.convert(wanted + k * pitch * item, output.at(r + k, 0), read.frames);
+                output.finish(r + k, 0, read.frames);
+            }
+            continue;
+        }
+        for (int64_t k = 0; k < m; k += kTile) {
+            const int64_t width = std::min(kTile, m - k);
+            for (int64_t a = 0; a < width; ++a)
+                source.convert(wanted + (k + a) * pitch * item, strip + a * read.frames, read.frames);
+            output.finish_transposed(strip, read.frames, 0, r + k, width, read.frames);
+        }
+    }
+}
+
+void Reader::from_frames_to_frames(const Read& read, const File& file, const Source& source, Output& output) {
+    const int64_t rows = read.row_count();
+    const int64_t step = std::max<int64_t>(1, kStagingBytes / (rows * source.item));
+    for (int64_t t = 0; t < read.frames; t += step) {
+        const int64_t n = std::min(step, read.frames - t);
+        if (source.as_is)
+            file.read(output.at(t, 0), n * rows * source.item, source.offset((read.first_frame + t) * rows));
+        else
+            source.convert(stage_frames(read, file, source, t, n), output.at(t, 0), n * rows);
+        for (int64_t k = 0; k < n; ++k) output.finish(t + k, 0, rows);
+    }
+}
+
+// A strip is 16 frames of some rows, so that each row gets a cache line of output at a time.
+void Reader::from_frames_to_rows(const Read& read, const File& file, const Source& source, Output& output) {
+    constexpr int64_t kRows = 256;
+    const int64_t rows = read.row_count();
+    float* const strip = grown(strip_, kTile * kRows);
+    for (int64_t t = 0; t < read.frames; t += kTile) {
+        const int64_t n = std::min(kTile, read.frames - t);
+        const std::byte* const staged = stage_frames(read, file, source, t, n);
+        for (int64_t r = 0; r < rows; r += kRows) {
+            const int64_t m = std::min(kRows, rows - r);
+            for (int64_t k = 0; k < n; ++k) source.convert(staged + (k * rows + r) * source.item, strip + k * kRows, m);
+            output.finish_transposed(strip, kRows, r, t, n, m);
+        }
+    }
+}
+
+// `n` frames from `t` of the read, as they are in the file but with the pixels in the order (H, W).
+const std::byte* Reader::stage_frames(const Read& read, const File& file, const Source& source, int64_t t, int64_t n) {
+    const int64_t rows = read.row_count(), bytes = n * rows * source.item;
+    std::byte* const staged = grown(staging_, bytes);
+    file.read(staged, bytes, source.offset((read.first_frame + t) * rows));
+    if (!source.pixels_turned) return staged;
+    std::byte* const turned = grown(turned_, bytes);
+    switch (source.item) {
+        case 1: turn<std::uint8_t>(staged, turned, n, read.rows[0], read.rows[1]); break;
+        case 2: turn<std::uint16_t>(staged, turned, n, read.rows[0], read.rows[1]); break;
+        case 4: turn<std::uint32_t>(staged, turned, n, read.rows[0], read.rows[1]); break;
+        default: turn<std::uint64_t>(staged, turned, n, read.rows[0], read.rows[1]); break;
+    }
+    return turned;
+}
+
+}  // namespace viv1t

@@ -1,0 +1,63 @@
+// One array of one trial, from its file to float32 in the caller's memory: cut in time, transformed, in the layout wanted.
+// No Python, no torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "npy.h"
+
+namespace viv1t {
+
+// x -> (x - subtract) / scale, or (x - subtract) * scale; either table may be absent. The tables hold one value a row, or,
+// when `frames` is not 0, one a row and frame of the recording, laid out like the output.
+struct Transform {
+    const float* subtract = nullptr;
+    const float* scale = nullptr;
+    bool multiply = false;
+    std::int64_t frames = 0;
+};
+
+// An array on disk has axes (rows..., T) or (T, rows...); `rows` counts pixels, neurons or channels together below.
+struct Read {
+    std::string path;
+    std::vector<std::int64_t> rows;  // the axes other than time that the file must have, such as {H, W}
+    bool frames_first = false;       // the file's layout
+    std::int64_t trial = -1;         // which of the arrays stacked on a leading axis; -1: the file holds one array
+    std::int64_t file_frames = 0;    // T
+    std::int64_t first_frame = 0;
+    std::int64_t frames = 0;         // how many are read
+    Transform transform;
+    float* out = nullptr;
+    bool out_frames_first = false;  // (out_frames, rows) rather than (rows, out_frames)
+    std::int64_t out_frames = 0;    // at least `frames`; what is left is set to zero
+
+    std::int64_t row_count() const;
+    void check() const;  // throws std::invalid_argument unless the numbers fit each other
+};
+
+// Carries out reads; keeps its scratch memory between them, so one per thread.
+class Reader {
+public:
+    // Throws std::runtime_error saying what is wrong with the file (its name left to the caller): missing, malformed, of
+    // another shape, cut short, or not finite within the frames read.
+    void operator()(const Read& read);
+
+private:
+    class File;
+    class Output;
+    struct Source;
+
+    static Source locate(const Read& read, const NpyHeader& header);
+    void from_rows(const Read& read, const File& file, const Source& source, Output& output);
+    void from_frames_to_frames(const Read& read, const File& file, const Source& source, Output& output);
+    void from_frames_to_rows(const Read& read, const File& file, const Source& source, Output& output);
+    const std::byte* stage_frames(const Read& read, const File& file, const Source& source, std::int64_t t, std::int64_t n);
+
+    std::vector<std::byte> staging_, turned_;
+    std::vector<float> strip_;
+};
+
+}  // namespace viv1t
