@@ -51,10 +51,10 @@ PYBIND11_MODULE(_prefetcher, m) {
     m.def("read_npy_header", &read_npy_header, py::arg("fd"), py::call_guard<py::gil_scoped_release>());
 
     py::class_<Transform>(m, "Transform")
-        .def(py::init([](std::uintptr_t subtract, std::uintptr_t scale, bool multiply, std::int64_t frames) {
-                 return Transform{floats(subtract), floats(scale), multiply, frames};
+        .def(py::init([](std::uintptr_t subtract, std::uintptr_t scale, std::int64_t frames) {
+                 return Transform{floats(subtract), floats(scale), frames};
              }),
-             py::kw_only(), py::arg("subtract") = 0, py::arg("scale") = 0, py::arg("multiply") = false, py::arg("frames") = 0);
+             py::kw_only(), py::arg("subtract") = 0, py::arg("scale") = 0, py::arg("frames") = 0);
 
     py::class_<Read>(m, "Read")
         .def(py::init([](std::string path, std::vector<std::int64_t> rows, bool frames_first, std::int64_t trial,

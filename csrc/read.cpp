@@ -79,7 +79,7 @@ private:
 // (frames, rows) or (rows, frames).
 class Reader::Output {
 public:
-    explicit Output(const Read& read) : read_(read), multiply_(read.transform.multiply) {
+    explicit Output(const Read& read) : read_(read) {
         const Transform& t = read.transform;
         const int64_t rows = read.row_count();
         pitch_ = read.out_frames_first ? rows : read.out_frames;
@@ -108,17 +108,17 @@ public:
         const int64_t table = outer * table_pitch_ + (one_value_ ? 0 : inner);
         if (subtract_) {
             const float* s = subtract_ + table;
-            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] -= *s;
-            else for (int64_t i = 0; i < count; ++i) x[i] -= s[i];
+            if (one_value_)
+                for (int64_t i = 0; i < count; ++i) x[i] -= *s;
+            else
+                for (int64_t i = 0; i < count; ++i) x[i] -= s[i];
         }
-        if (!scale_) return;
-        const float* s = scale_ + table;
-        if (multiply_) {
-            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] *= *s;
-            else for (int64_t i = 0; i < count; ++i) x[i] *= s[i];
-        } else {
-            if (one_value_) for (int64_t i = 0; i < count; ++i) x[i] /= *s;
-            else for (int64_t i = 0; i < count; ++i) x[i] /= s[i];
+        if (scale_) {
+            const float* s = scale_ + table;
+            if (one_value_)
+                for (int64_t i = 0; i < count; ++i) x[i] *= *s;
+            else
+                for (int64_t i = 0; i < count; ++i) x[i] *= s[i];
         }
     }
 
@@ -154,7 +154,7 @@ private:
     const Read& read_;
     const float* subtract_ = nullptr;
     const float* scale_ = nullptr;
-    bool multiply_, one_value_ = false;
+    bool one_value_ = false;
     int64_t pitch_ = 0, outer_ = 0, inner_ = 0, table_pitch_ = 0;
 };
 

@@ -11,12 +11,11 @@
 
 namespace viv1t {
 
-// x -> (x - subtract) / scale, or (x - subtract) * scale; either table may be absent. The tables hold one value a row, or,
-// when `frames` is not 0, one a row and frame of the recording, laid out like the output.
+// x -> (x - subtract) * scale; either table may be absent. The tables hold one value a row, or, when `frames` is not 0, one
+// a row and frame of the recording, laid out like the output.
 struct Transform {
     const float* subtract = nullptr;
     const float* scale = nullptr;
-    bool multiply = false;
     std::int64_t frames = 0;
 };
 

@@ -3,160 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from viv1t.config import DataConfig
 from viv1t.data.order import crop_start, training_order
-from viv1t.data.session import VARIABLES, Session, find_sessions
+from viv1t.data.prefetch import Prefetcher
+from viv1t.data.reader import BatchPlan, Reader, Sample, ThreadReader
+from viv1t.data.session import Session, find_sessions
 from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
 from viv1t.data.transform import Transform
 from viv1t.errors import DataError
-from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Batch, Mouse, Trial
+from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Batch, Mouse
 
 logger = logging.getLogger("viv1t")
 
 LIMIT_SEED = 1234  # of the draw of `--limit_data`, as published
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Which frames of which trial: where from, and how many (at most; the trial may be shorter)."""
-
-    trial_id: int
-    first_frame: int
-    frames: int
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """What a batch is made of. `frames` is its length in time; None: that of its longest trial."""
-
-    mouse_id: str
-    samples: tuple[Sample, ...]
-    frames: int | None
-
-
-class Reader(Protocol):
-    """Turns plans into batches, in their order."""
-
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]: ...
-    def close(self) -> None: ...
-
-
-class ThreadReader:
-    """Reads and transforms trials ahead in threads.
-
-    Args:
-        sessions: where trials lie.
-        transforms: what is done to them.
-        workers: threads; 0 reads when a batch is asked for.
-        keep: keep every transformed trial in memory.
-    """
-
-    def __init__(
-        self, sessions: dict[str, Session], transforms: dict[str, Transform], workers: int, keep: bool
-    ) -> None:
-        self._sessions = sessions
-        self._transforms = transforms
-        self._workers = workers
-        self._kept: dict[tuple[str, int], Trial] | None = {} if keep else None
-
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
-        """Batches in the order of their plans; an error in a trial surfaces at its batch.
-
-        Raises:
-            DataError: a trial is missing or damaged.
-        """
-        if self._workers == 0:
-            for plan in plans:
-                yield stack(plan, [self._trial(plan.mouse_id, sample) for sample in plan.samples])
-            return
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="viv1t-reader") as pool:
-            ahead: deque[tuple[BatchPlan, list[Future[Trial]]]] = deque()
-            waiting = 0
-            try:
-                for plan in plans:
-                    ahead.append((plan, [pool.submit(self._trial, plan.mouse_id, sample) for sample in plan.samples]))
-                    waiting += len(plan.samples)
-                    # Enough to keep every thread busy while one batch is used, and no more.
-                    while len(ahead) > 1 and waiting - len(ahead[0][1]) >= 2 * self._workers:
-                        waiting -= len(ahead[0][1])
-                        yield _gather(*ahead.popleft())
-                while ahead:
-                    yield _gather(*ahead.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def close(self) -> None:
-        """Forgets the kept trials."""
-        if self._kept is not None:
-            self._kept.clear()
-
-    def _trial(self, mouse_id: str, sample: Sample) -> Trial:
-        try:
-            if self._kept is None:
-                return self._load(mouse_id, sample)
-            key = mouse_id, sample.trial_id
-            if key not in self._kept:
-                whole = self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(sample.trial_id))
-                self._kept[key] = self._load(mouse_id, Sample(sample.trial_id, 0, whole))
-            return _part(self._kept[key], sample)
-        except Exception as error:
-            error.add_note(f"while reading trial {sample.trial_id} of mouse {mouse_id}")
-            raise
-
-    def _load(self, mouse_id: str, sample: Sample) -> Trial:
-        session = self._sessions[mouse_id]
-        raw = {variable: session.read(variable, sample.trial_id) for variable in VARIABLES}
-        return self._transforms[mouse_id].apply(sample.trial_id, raw, sample.first_frame, sample.frames)
-
-
-def _part(trial: Trial, sample: Sample) -> Trial:
-    frames = slice(sample.first_frame, sample.first_frame + sample.frames)
-    return Trial(
-        mouse_id=trial.mouse_id,
-        trial_id=trial.trial_id,
-        first_frame=sample.first_frame,
-        video=trial.video[:, frames],
-        response=trial.response[:, frames],
-        behavior=trial.behavior[:, frames],
-        pupil_center=trial.pupil_center[:, frames],
-    )
-
-
-def _gather(plan: BatchPlan, trials: list[Future[Trial]]) -> Batch:
-    return stack(plan, [trial.result() for trial in trials])
-
-
-def stack(plan: BatchPlan, trials: Sequence[Trial]) -> Batch:
-    """A batch of trials of one mouse, shorter ones padded with zeros at the end."""
-    length = plan.frames or max(trial.frames for trial in trials)
-
-    def stacked(name: str, axis: int) -> torch.Tensor:
-        arrays = [getattr(trial, name) for trial in trials]
-        shape = list(arrays[0].shape)
-        shape[axis] = length
-        out = np.zeros((len(arrays), *shape), np.float32)
-        for row, array in zip(out, arrays, strict=True):
-            row[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
-        return torch.from_numpy(out)
-
-    return Batch(
-        mouse_id=plan.mouse_id,
-        trial_ids=tuple(trial.trial_id for trial in trials),
-        video=stacked("video", 1),
-        response=stacked("response", 1),
-        behavior=stacked("behavior", 1),
-        pupil_center=stacked("pupil_center", 1),
-        frames=torch.tensor([trial.frames for trial in trials], dtype=torch.int64),
-    )
 
 
 class Recordings:
@@ -184,7 +47,12 @@ class Recordings:
         self._statistics = statistics
         self._transforms = transforms
         self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
-        self._reader: Reader = ThreadReader(sessions, transforms, config.num_workers, config.cache_data)
+        plain = config.num_workers == 0 or config.cache_data or config.center_crop < 1
+        self._reader: Reader = (
+            ThreadReader(sessions, transforms, config.num_workers, config.cache_data)
+            if plain
+            else Prefetcher(sessions, transforms, config.num_workers)
+        )
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.frame_size = frame_size
         self.train_sizes = {mouse: len(trials) for mouse, trials in self._train.items()}

@@ -122,7 +122,20 @@ class Session:
 
     def duration(self, trial: int) -> int:
         """Recorded frames of a trial: up to the first NaN of the movie's first pixel."""
-        return self._length(trial)[0]
+        return self.length(trial)[0]
+
+    def length(self, trial: int) -> tuple[int, int]:
+        """A trial's recorded frames and its frames with the padding."""
+        if trial not in self._lengths:
+            video = self._checked(map_npy, "video", trial)
+            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
+                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
+            ended = np.isnan(video[0, 0])
+            duration = int(ended.argmax()) if ended.any() else video.shape[2]
+            if duration == 0:
+                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
+            self._lengths[trial] = duration, video.shape[2]
+        return self._lengths[trial]
 
     def read(self, variable: str, trial: int) -> np.ndarray:
         """One variable of a trial as it lies on disk, checked.
@@ -133,7 +146,7 @@ class Session:
         Raises:
             DataError: the file is missing, damaged, of another shape, or NaN or infinite before the trial's end.
         """
-        duration, frames = self._length(trial)
+        duration, frames = self.length(trial)
         array = self._checked(read_npy, variable, trial)
         rows = {"video": self.frame_size, "response": (self.mouse.neurons,)}.get(variable, (2,))
         if array.shape != (*rows, frames) or array.dtype.kind not in "fiub":
@@ -169,19 +182,6 @@ class Session:
             self._repeats[tier] = list(groups.values())
         return [list(group) for group in self._repeats[tier]]
 
-    def _length(self, trial: int) -> tuple[int, int]:
-        """A trial's recorded frames and its frames with the padding."""
-        if trial not in self._lengths:
-            video = self._checked(map_npy, "video", trial)
-            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
-                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
-            ended = np.isnan(video[0, 0])
-            duration = int(ended.argmax()) if ended.any() else video.shape[2]
-            if duration == 0:
-                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
-            self._lengths[trial] = duration, video.shape[2]
-        return self._lengths[trial]
-
     def _checked(self, reader: Callable[[Path], T], variable: str, trial: int) -> T:
         path = self.file(variable, trial)
         try:
@@ -214,7 +214,7 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
     folder = Path(config.path)
     if not folder.is_dir():
         raise DataError(f"--data {folder}: no such folder; give the folder that holds the recording sessions")
-    found = _discover(folder)
+    found = discover(folder)
     allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
     chosen = allowed
     if config.mouse_ids is not None:
@@ -239,7 +239,7 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
     return {mouse: Session.open(found[mouse], mouse) for mouse in chosen}
 
 
-def _discover(folder: Path) -> dict[str, Path]:
+def discover(folder: Path) -> dict[str, Path]:
     """Every session in the folder, as a folder or as an archive, in the order of a run."""
     paths: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
