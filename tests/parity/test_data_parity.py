@@ -42,7 +42,7 @@ def expected(golden: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def close(actual: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-6) -> None:
-    """Within `tolerance` of the size of the value, taken as the typical size of its row where it is smaller than that."""
+    """Within `tolerance` of the size of the value, or of the typical size of its row where that is larger."""
     assert actual.shape == wanted.shape
     size = np.maximum(np.abs(wanted), np.abs(wanted).mean(-1, keepdims=True))
     np.testing.assert_array_less(np.abs(actual - wanted), tolerance * size + 1e-12)
