@@ -25,8 +25,8 @@ class Prefetcher:
     """Reads as `ThreadReader` does, with the same batches bit for bit, several times faster.
 
     What the C++ side cannot read is read, or refused with a reason, the plain way. Values are checked to be finite in
-    the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left. In
-    a process that uses CUDA it is pinned, and copies from it must be on the stream that is current when it is dropped.
+    the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left.
+    In a process that uses CUDA it is pinned, and copies from it must be on the stream that is current at that moment.
 
     Args:
         sessions: where trials lie.
@@ -110,7 +110,7 @@ class Prefetcher:
             part, message = failure
             variable, sample = VARIABLES[part // len(plan.samples)], plan.samples[part % len(plan.samples)]
             path = self._sessions[plan.mouse_id].file(variable, sample.trial_id)
-            logger.warning("mouse %s: %s: %s; files like this are read the plain way, slower", plan.mouse_id, path, message)
+            logger.warning("mouse %s: %s: %s; such files are read the plain way, slower", plan.mouse_id, path, message)
         return batch
 
     def _make_tables(self, mouse_id: str) -> dict[str, _Table]:
