@@ -8,6 +8,8 @@ file, a published `args.yaml`), `RunConfig.to_options` gives it back.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -27,10 +29,10 @@ def option(
     help: str,
     codes: Mapping[int, str] | None = None,
     choices: tuple[Any, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> Any:
-    """A dataclass field set by the published option `flag`; `low` and `high` are inclusive bounds."""
+    """A dataclass field set by the published option `flag`; `low` and `high` are inclusive bounds of a number."""
     metadata = {"flag": flag, "help": help, "codes": codes, "choices": choices, "low": low, "high": high}
     return field(default=default, metadata=metadata)
 
@@ -58,21 +60,21 @@ class _Checked:
                 continue
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, value := float(value))
-            if typing.get_origin(kind) is tuple:
-                if not isinstance(value, tuple):
-                    raise ConfigError(f"--{flag} takes a list, not {value!r}")
-            elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise ConfigError(f"--{flag} takes {_KIND_WORDS.get(kind, kind.__name__)}, not {value!r}")
             codes, choices = f.metadata["codes"], f.metadata["choices"]
             allowed = tuple(codes.values()) if codes else choices
             if allowed is not None and value not in allowed:
                 words = ", ".join(f"{k} ({v})" for k, v in codes.items()) if codes else ", ".join(map(str, allowed))
                 raise ConfigError(f"--{flag} must be one of {words}, not {value!r}")
-            low, high = f.metadata["low"], f.metadata["high"]
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if typing.get_origin(kind) is tuple:
+                if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+                    raise ConfigError(f"--{flag} takes a list of words, not {value!r}")
+            elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ConfigError(f"--{flag} takes {_KIND_WORDS[kind]}, not {value!r}")
+            if kind in (int, float):
+                low, high = f.metadata["low"], f.metadata["high"]
                 # Written so that NaN fails as well.
-                if (low is not None and not value >= low) or (high is not None and not value <= high):
-                    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+                if not low <= value <= high or value == math.inf:
+                    bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                     raise ConfigError(f"--{flag} must be {bounds}, not {value}")
         self.validate()
 
@@ -90,21 +92,24 @@ class DataConfig(_Checked):
     path: str = option("data", "data/sensorium", help="folder of recording sessions")
     mice: str = option(
         "ds_mode",
-        help="which mice: 0 the old five, 1 the new five, 2 all found in the folder, 3 all, with the old mice's test tiers added to training",
+        help="which mice: 0 the old five, 1 the new five, 2 all found in the folder, 3 all, with the old mice's test "
+        "tiers added to training",
         codes={0: "old", 1: "new", 2: "all", 3: "all_with_test"},
     )
     mouse_ids: tuple[str, ...] | None = option("mouse_ids", None, help="use these mice only")
     statistics: str = option(
-        "stat_mode", "computed", help="statistics: 0 those stored with the recording, 1 computed from the training tier",
+        "stat_mode", "computed", help="statistics: 0 stored with the recording, 1 computed from the training tier",
         codes={0: "provided", 1: "computed"},
     )  # fmt: skip
     transform: str = option(
         "transform_mode",
-        help="0 nothing, 1 standardise per frame, 2 as published checkpoints were trained (min-max, video by mean and std), "
-        "3 standardise, 4 min-max",
+        help="0 nothing, 1 standardise per frame, 2 as published checkpoints were trained (min-max, video by mean and "
+        "std), 3 standardise, 4 min-max",
         codes={0: "none", 1: "standardize_per_frame", 2: "published", 3: "standardize", 4: "min_max"},
     )
-    center_crop: float = option("center_crop", 1.0, help="share of the frame kept around its centre, in (0, 1]", high=1)
+    center_crop: float = option(
+        "center_crop", 1.0, help="share of the frame kept around its centre, in (0, 1]", low=0, high=1
+    )
     limit_data: int | None = option("limit_data", None, help="number of training trials drawn per mouse", low=1)
     crop_frame: int = option("crop_frame", 150, help="frames of a training sample; -1 takes whole trials", low=-1)
     batch_size: int = option("batch_size", 8, help="trials per mouse in an optimizer step", low=1)
@@ -113,7 +118,7 @@ class DataConfig(_Checked):
 
     def validate(self) -> None:
         if not self.center_crop > 0:
-            raise ConfigError(f"--center_crop must be above 0 and at most 1, not {self.center_crop}")
+            raise ConfigError(f"--center_crop must be above 0, not {self.center_crop}")
         if self.crop_frame == 0:
             raise ConfigError("--crop_frame must be -1 or at least 1, not 0")
         if self.statistics == "provided" and self.transform in ("standardize", "min_max"):
@@ -143,8 +148,8 @@ class VivitConfig(_Checked):
     pos_encoding: str = option(
         "core_pos_encoding",
         "learned",
-        help="0 none, 1 learned jointly, 2 generated by convolution, 3 learned, 4 learned in space and sinusoidal in time, "
-        "5 sinusoidal",
+        help="0 none, 1 learned jointly, 2 generated by convolution, 3 learned, 4 learned in space and sinusoidal in "
+        "time, 5 sinusoidal",
         codes={0: "none", 1: "learned_joint", 2: "generated", 3: "learned", 4: "learned_sinusoidal", 5: "sinusoidal"},
     )
     spatial_patch_size: int = option("core_spatial_patch_size", 7, help="patch height and width in pixels", low=1)
@@ -171,7 +176,9 @@ class VivitConfig(_Checked):
         if self.drop_path == 1:
             raise ConfigError("--core_drop_path must be below 1: 1 would drop every path")
         if self.emb_dim % 2 and self.pos_encoding in ("learned_sinusoidal", "sinusoidal"):
-            raise ConfigError(f"--core_pos_encoding 4 and 5 need an even --core_emb_dim (sine and cosine pairs), not {self.emb_dim}")
+            raise ConfigError(
+                f"--core_pos_encoding 4 and 5 need an even --core_emb_dim (sine and cosine pairs), not {self.emb_dim}"
+            )
 
     def output_frames(self, frames: int) -> int:
         """Frames predicted from `frames` input frames."""
@@ -187,13 +194,13 @@ class FactorizedBaselineConfig(_Checked):
     behavior: str = option(
         "core_behavior_mode",
         "behavior_channels",
-        help="0 video only; 1 behavior, 2 behavior and pupil_center as channels; 6 also their differences; 7 also pixel "
-        "positions; 8 the state through a GRU; 9 both",
+        help="0 video only; 1 behavior, 2 behavior and pupil_center as channels; 6 also their differences; 7 also "
+        "pixel positions; 8 the state through a GRU; 9 both",
         codes={0: "none", 1: "behavior_channels", 2: "state_channels", 6: "state_differences", 7: "state_position",
                8: "state_gru", 9: "state_gru_position"},
     )  # fmt: skip
-    spatial_input_kernel: int = option("core_spatial_input_kernel", 11, help="first spatial kernel, in pixels", low=1)
-    temporal_input_kernel: int = option("core_temporal_input_kernel", 11, help="first temporal kernel, in frames", low=1)
+    spatial_input_kernel: int = option("core_spatial_input_kernel", 11, help="first spatial kernel, pixels", low=1)
+    temporal_input_kernel: int = option("core_temporal_input_kernel", 11, help="first temporal kernel, frames", low=1)
     spatial_hidden_kernel: int = option("core_spatial_hidden_kernel", 5, help="further spatial kernels", low=1)
     temporal_hidden_kernel: int = option("core_temporal_hidden_kernel", 5, help="further temporal kernels", low=1)
     num_layers: int = option("core_num_layers", 4, help="layers", low=1)
@@ -351,6 +358,13 @@ class OptimizerConfig(_Checked):
         choices=("poisson", "correlation", "poisson_correlation", "mean_poisson", "mse", "logMSE"),
     )
     ds_scale: bool = option("ds_scale", True, help="scale the loss by sqrt(training trials / batch size)")
+    schedule: str = option(
+        "lr_schedule",
+        "plateau",
+        help="plateau: reduce the learning rates when validation stops improving, as published; cosine: lower them over the "
+        "given number of epochs, for short runs",
+        choices=("plateau", "cosine"),
+    )
     grad_norm: float | None = option("grad_norm", None, help="clip the gradient's norm to this", low=0)
 
     def validate(self) -> None:
@@ -372,10 +386,12 @@ class TrainConfig(_Checked):
     output_dir: str = option("output_dir", help="run folder")
     epochs: int = option("epochs", 400, help="epochs at most", low=0)
     micro_batch_size: int = option(
-        "micro_batch_size", 0, help="trials per forward and backward; 0: the largest that fits (CUDA), else the batch", low=0
+        "micro_batch_size", 0, help="trials per forward and backward; 0: what fits (CUDA), else the batch", low=0
     )
-    device: str | None = option("device", None, help="cpu, cuda or mps; default the best there is", choices=("cpu", "cuda", "mps"))
-    seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0)
+    device: str | None = option(
+        "device", None, help="cpu, cuda or mps; default the best there is", choices=("cpu", "cuda", "mps")
+    )
+    seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0, high=2**63 - 1)
     deterministic: bool = option("deterministic", False, help="the same result on every run of the same machine")
     precision: str = option("precision", "32", help="of the core: 32 or bf16", choices=("32", "bf16"))
     grad_checkpointing: bool | None = option(
@@ -394,7 +410,9 @@ class TrainConfig(_Checked):
 
 CoreConfig = VivitConfig | FactorizedBaselineConfig
 ReadoutConfig = Gaussian2dConfig | FactorizedReadoutConfig | RandomReadoutConfig
-ModulatorConfig = NoModulatorConfig | MlpModulatorConfig | GruModulatorConfig | MlpV2ModulatorConfig | MlpV3ModulatorConfig
+ModulatorConfig = (
+    NoModulatorConfig | MlpModulatorConfig | GruModulatorConfig | MlpV2ModulatorConfig | MlpV3ModulatorConfig
+)
 
 CORES = {c.name: c for c in (VivitConfig, FactorizedBaselineConfig)}
 READOUTS = {c.name: c for c in (Gaussian2dConfig, FactorizedReadoutConfig, RandomReadoutConfig)}
@@ -420,7 +438,7 @@ def component_classes(options: Mapping[str, Any]) -> list[type[_Checked]]:
         value = options.get(selector, SELECTOR_DEFAULTS.get(selector))
         if value is None:
             raise ConfigError(f"--{selector} is required: one of {', '.join(map(str, table))}")
-        if value not in table or isinstance(value, bool):
+        if value not in list(table) or isinstance(value, bool):  # a list compares also what cannot be hashed
             raise ConfigError(f"--{selector} must be one of {', '.join(map(str, table))}, not {value!r}")
         picked.append(table[value])
     core, readout, modulator, critic = picked
@@ -443,10 +461,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS.values():
-            raise ConfigError(f"--output_mode must be one of 0 (elu), 1 (exp), 2 (softplus), not {self.output!r}")
-        for flag, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {self.data.crop_frame}", self.data.crop_frame)):
+            words = ", ".join(f"{k} ({v})" for k, v in OUTPUTS.items())
+            raise ConfigError(f"--output_mode must be one of {words}, not {self.output!r}")
+        crop = self.data.crop_frame
+        for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
             if frames > 0 and self.core.output_frames(frames) < 1:
-                raise ConfigError(f"the core's temporal extent is longer than {flag}: no frame would be predicted")
+                raise ConfigError(f"the core's temporal extent is longer than {what}: no frame would be predicted")
 
     @property
     def core_lr(self) -> float:
@@ -464,7 +484,7 @@ class RunConfig:
             ConfigError: names the option, what is allowed and what was given.
         """
         classes = component_classes(options)
-        left = set(options) - set(SELECTORS) - {"output_mode"} - set(DERIVED)
+        left = set(map(str, options)) - set(SELECTORS) - {"output_mode"} - set(DERIVED)
         defaults = _OPTIMIZER_DEFAULTS[options["core"]]
         parts = []
         for component in classes:
@@ -480,11 +500,11 @@ class RunConfig:
                     raise ConfigError(f"--{flag} is required: {f.metadata['help']}")
             parts.append(component(**values))
         if strict and left:
-            raise ConfigError(_surplus(sorted(left)[0], options))
+            raise ConfigError(_surplus(min(left), options))
         output = options.get("output_mode", SELECTOR_DEFAULTS["output_mode"])
-        if isinstance(output, bool):
-            raise ConfigError(f"--output_mode must be 0, 1 or 2, not {output}")
-        return cls(*parts, output=OUTPUTS.get(output, output))  # type: ignore[arg-type]
+        if isinstance(output, int) and not isinstance(output, bool):
+            output = OUTPUTS.get(output, output)
+        return cls(*parts, output=output)  # type: ignore[arg-type, misc]
 
     @classmethod
     def from_published(cls, options: Mapping[str, Any]) -> RunConfig:
@@ -558,8 +578,6 @@ def all_components() -> dict[str, list[type[_Checked]]]:
 def _surplus(flag: str, options: Mapping[str, Any]) -> str:
     owners = all_components().get(flag)
     if owners is None:
-        import difflib
-
         close = difflib.get_close_matches(flag, [*all_components(), *SELECTORS, "output_mode"], n=1)
         return f"unknown option --{flag}" + (f"; did you mean --{close[0]}?" if close else "")
     for selector, table in SELECTORS.items():

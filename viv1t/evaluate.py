@@ -18,8 +18,7 @@ from viv1t.errors import ConfigError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
 from viv1t.train.run_folder import RunFolder
-from viv1t.train.validate import SKIP, scored_trials
-from viv1t.types import MAX_FRAMES
+from viv1t.train.validate import scored_trials
 
 log = logging.getLogger("viv1t")
 
@@ -98,30 +97,23 @@ def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[st
 def _score_mouse(
     models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Single-trial correlation and correlation to average, each (N,)."""
-    averages = _average_responses(recordings, mouse_id, tier)
-    single, to_average = CorrelationAccumulator(), CorrelationAccumulator()
+    """Single-trial correlation and correlation to average, each (N,).
+
+    For the latter, predictions and responses are each averaged, frame by frame, over the trials that show one movie.
+    """
+    group_of = {t: i for i, group in enumerate(recordings.repeats(mouse_id, tier)) if len(group) > 1 for t in group}
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    single = CorrelationAccumulator()
     for trial, prediction, response in scored_trials(models, recordings, mouse_id, tier):
         single.update(prediction, response)
-        if trial in averages:
-            frames = min(prediction.shape[1], averages[trial].shape[1])
-            to_average.update(prediction[:, -frames:], averages[trial][:, -frames:])
-    return np.asarray(single.result()), np.asarray(to_average.result()) if averages else None
-
-
-def _average_responses(recordings: Recordings, mouse_id: str, tier: str) -> dict[int, Tensor]:
-    """Trial -> mean response (N, s) over the trials that show the same movie, for movies shown at least twice."""
-    groups = [group for group in recordings.repeats(mouse_id, tier) if len(group) > 1]
-    group_of = {trial: i for i, group in enumerate(groups) for trial in group}
-    sums: dict[int, Tensor] = {}
-    if not groups:
-        return {}
-    for batch in recordings.trials(mouse_id, tier):
-        i = group_of.get(batch.trial_ids[0])
-        if i is not None:
-            response = batch.response[0, :, :MAX_FRAMES][:, SKIP:]
-            sums[i] = sums[i] + response if i in sums else response.clone()
-    return {trial: sums[i] / len(groups[i]) for trial, i in group_of.items()}
+        if trial in group_of:
+            before = sums.get(group_of[trial])
+            sums[group_of[trial]] = (prediction + before[0], response + before[1]) if before else (prediction, response)
+    to_average = CorrelationAccumulator()
+    for i, (predictions, responses) in sums.items():
+        repeats = list(group_of.values()).count(i)
+        to_average.update(predictions / repeats, responses / repeats)
+    return single.result().numpy(), to_average.result().numpy() if sums else None
 
 
 def as_mapping(scores: Mapping[str, TierScores]) -> dict[str, dict[str, object]]:
@@ -155,7 +147,10 @@ def as_table(scores: Mapping[str, TierScores]) -> str:
         return text
 
     for mouse in mice:
-        lines.append(f"{mouse:<{width}}" + cells({t: (scores[t].single_trial.get(mouse), scores[t].to_average.get(mouse)) for t in shown}))
+        lines.append(
+            f"{mouse:<{width}}"
+            + cells({t: (scores[t].single_trial.get(mouse), scores[t].to_average.get(mouse)) for t in shown})
+        )
     means = {t: (_mean(scores[t].single_trial), _mean(scores[t].to_average)) for t in shown}
     lines.append(f"{'average':<{width}}" + cells(means))
     return "\n".join(lines)

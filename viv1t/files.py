@@ -18,6 +18,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what was written there replaces `path` at the end, or vanishes on an error."""
@@ -26,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers make private files; results are for sharing
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

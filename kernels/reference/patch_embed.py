@@ -5,21 +5,20 @@ channels are the animal's state, constant over rows and columns. LayerNorm follo
 
     y = (conv3d(video, Wv) + conv1d(state, sum_rows_columns(Ws))) / sqrt(var + eps) + (W beta + bias)
 
-with (Wv, Ws) = W gamma - mean(W gamma): centring the weight's rows stands for subtracting each patch's mean. The variance
-comes from sums over the window. Both are taken about one value per sample, the video's mean, which LayerNorm does not
-see: it keeps float32 from cancelling.
+with (Wv, Ws) = W gamma - mean(W gamma): centring the weight's rows stands for subtracting each patch's mean. The
+variance comes from sums over the window. Both are taken about one value per sample, the video's mean, which LayerNorm
+does not see: it keeps float32 from cancelling.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Size3 = tuple[int, int, int]
 
 
-def _project(video: Tensor, state: Tensor | None, weight: Tensor, size: Size3, stride: Size3) -> Tensor:
+def _project(video: Tensor, state: Tensor | None, weight: Tensor, stride: Size3) -> Tensor:
     """Correlates video (B, 1, T, H, W) and state (B, S, T) with weight (D, 1 + S, pt, ps, ps) -> (B, D, t, Ph, Pw)."""
     y = F.conv3d(video, weight[:, :1], stride=stride)
     if state is not None:
@@ -72,7 +71,7 @@ def patch_embed(
     count = weight.shape[1]
     variance = (squares / count - (total / count).square()).clamp_min(0)
     offset = weight @ norm_bias + bias
-    y = _project(video, state, centred, size, stride)
+    y = _project(video, state, centred, stride)
     return y * (variance + eps).rsqrt() + offset[:, None, None, None]
 
 
@@ -80,5 +79,5 @@ def patch_convolution(
     video: Tensor, state: Tensor | None, weight: Tensor, bias: Tensor, size: Size3, stride: Size3
 ) -> Tensor:
     """Projected patches without a normalisation: a 3-D convolution; arguments as in `patch_embed`, weight (D, K)."""
-    y = _project(video, state, weight.unflatten(1, (-1, *size)), size, stride)
+    y = _project(video, state, weight.unflatten(1, (-1, *size)), stride)
     return y + bias[:, None, None, None]

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Frames sampled at a time: the (frames, D, N) samples of one chunk stay in cache and are recomputed in the backward.
+# Samples (frames, D, N) that are kept for the backward; beyond that, frames are taken in chunks that stay in cache and
+# are sampled again in the backward.
+_KEPT_VALUES = 16_000_000
 _CHUNK_VALUES = 4_000_000
 
 
@@ -28,9 +30,10 @@ def sample_readout(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
         (F, N).
     """
     frames, depth = maps.shape[:2]
-    chunk = max(1, _CHUNK_VALUES // (depth * positions.shape[1]))
-    if chunk >= frames:
+    values = depth * positions.shape[1]
+    if frames * values <= _KEPT_VALUES:
         return _sample(maps, positions, features)
+    chunk = max(1, _CHUNK_VALUES // values)
     recompute = torch.is_grad_enabled() and (maps.requires_grad or positions.requires_grad or features.requires_grad)
     parts = []
     for start in range(0, frames, chunk):

@@ -31,7 +31,9 @@ def _work(argv: Sequence[str] | None) -> int:
     )  # fmt: skip
     parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="score these mice only")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
-    parser.add_argument("--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs")
+    parser.add_argument(
+        "--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs"
+    )
     args = parser.parse_args(argv)
 
     models = load_models(args.runs, best_device(args.device))
@@ -39,7 +41,9 @@ def _work(argv: Sequence[str] | None) -> int:
     mice = args.mouse_ids or models[0].mouse_ids
     unknown = [m for m in mice if any(m not in model.neurons for model in models)]
     if unknown:
-        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every model; they have {', '.join(models[0].mouse_ids)}")
+        raise ConfigError(
+            f"--mouse_ids {' '.join(unknown)}: not in every model; they have {', '.join(models[0].mouse_ids)}"
+        )
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
     recordings = Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)
     try:

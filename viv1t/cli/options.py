@@ -50,7 +50,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         words = ", ".join(f"{k} ({v.name})" if kind is _number else str(k) for k, v in table.items())
         chosen.add_argument(f"--{selector}", type=kind, default=argparse.SUPPRESS, metavar="WHICH", help=words)
     chosen.add_argument(
-        "--output_mode", type=_number, default=argparse.SUPPRESS, metavar="N", help="activation: 0 elu+1, 1 exp, 2 softplus"
+        "--output_mode",
+        type=_number,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="activation: 0 elu+1, 1 exp, 2 softplus",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for flag, owners in all_components().items():

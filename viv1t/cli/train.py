@@ -50,7 +50,9 @@ def _work(argv: Sequence[str] | None) -> int:
         "command continues the run.",
     )
     parser.add_argument("--config", help="YAML file of options; the command line wins")
-    parser.add_argument("--demo", action="store_true", help="make synthetic mice, train a small model on them and report")
+    parser.add_argument(
+        "--demo", action="store_true", help="make synthetic mice, train a small model on them and report"
+    )
     add_run_options(parser)
     given = vars(parser.parse_args(argv))
     demo, file = given.pop("demo"), given.pop("config")

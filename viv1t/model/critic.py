@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viv1t.config import CriticConfig
+from viv1t.errors import ConfigError
 
 
 class Critic(nn.Module):
@@ -29,7 +30,12 @@ class Critic(nn.Module):
         self.rate = config.dropout
 
     def forward(self, maps: Tensor) -> Tensor:
-        """maps (B, D, t, h, w) -> logits (B, mice)."""
+        """maps (B, D, t, h, w) -> logits (B, mice); t, h and w are at least 10."""
+        if min(maps.shape[2:]) < 10:
+            found = " x ".join(map(str, maps.shape[2:]))
+            raise ConfigError(
+                f"--critic_mode 1 needs core outputs of 10 x 10 x 10 (frames, rows, columns), not {found}"
+            )
         x = maps
         for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
             x = norm(F.max_pool3d(F.gelu(conv(x)), 2))

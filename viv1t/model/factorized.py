@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ _STATE_CHANNELS = {
 
 
 def with_differences(x: Tensor) -> Tensor:
-    """Appends the first differences in time, divided by the frame rate and 0 at the first frame. (B, V, T) -> (B, 2V, T)."""
+    """Appends first differences in time, divided by the frame rate, 0 at the first frame: (B, V, T) -> (B, 2V, T)."""
     difference = F.pad(x[..., 1:] - x[..., :-1], (1, 0)) / FRAME_RATE
     return torch.cat((x, difference), dim=1)
 
@@ -58,9 +56,9 @@ class FactorizedLayer(nn.Module):
 
 
 class FactorizedBaseline(nn.Module):
-    """Factorised 3-D convolutional core; arguments as in `Vivit`."""
+    """Factorised 3-D convolutional core; arguments as in `Vivit`, without the mice."""
 
-    def __init__(self, config: FactorizedBaselineConfig, frame_size: tuple[int, int], mice: Any = ()) -> None:
+    def __init__(self, config: FactorizedBaselineConfig, frame_size: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.frame_size = config, frame_size
         mode = config.behavior
@@ -90,7 +88,11 @@ class FactorizedBaseline(nn.Module):
         """Frames out for frames in."""
         return self.config.output_frames(frames)
 
-    def set_recompute(self, on: bool) -> None:
+    def frame_positions(self, positions: Tensor) -> Tensor:
+        """From positions on the output's maps to positions on the frame: they are the same."""
+        return positions
+
+    def set_recompute(self, on: bool | None) -> None:
         """This core keeps its intermediates."""
 
     def compile_blocks(self) -> None:

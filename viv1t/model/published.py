@@ -18,15 +18,18 @@ from viv1t.errors import CheckpointError
 from viv1t.model.factorized import FactorizedBaseline
 from viv1t.model.readout import FactorizedReadout
 from viv1t.model.viv1t import ViV1T
+from viv1t.model.vivit import Vivit
 
 Rules = tuple[tuple[str, str], ...]
+
+_BLOCK = r"core.vivit.\1_transformer.blocks.\2"
 
 _COMMON: Rules = (
     (r"core\.tokenizer\.spatial_position", "core.vivit.tokenizer.spatial_pos_embedding"),
     (r"core\.tokenizer\.temporal_position", "core.vivit.tokenizer.temporal_pos_embedding"),
     (r"core\.tokenizer\.position", "core.vivit.tokenizer.pos_embedding"),
-    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.0\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.state_encoder.models.\3.0.\4"),
-    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.2\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.state_encoder.models.\3.3.\4"),
+    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.0\.(\w+)", rf"{_BLOCK}.state_encoder.models.\3.0.\4"),
+    (r"core\.(\w+)\.state_encoders\.(\d+)\.models\.(.+)\.2\.(\w+)", rf"{_BLOCK}.state_encoder.models.\3.3.\4"),
     (r"core\.layers\.0\.(spatial|temporal)\.(\w+)", r"core.cnn.features.layer0.conv_\1.\2"),
     (r"core\.layers\.(\d+)\.(spatial|temporal)\.(\w+)", r"core.cnn.features.layer\1.conv_\2_\1.\3"),
     (r"core\.layers\.(\d+)\.norm\.(\w+)", r"core.cnn.features.layer\1.norm.\2"),
@@ -39,19 +42,19 @@ _COMMON: Rules = (
     (r"modulators\.(.+)\.linear\.(\w+)", r"modulators.\1.modulator.0.\2"),
 )  # fmt: skip
 _PARALLEL: Rules = (
-    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attn_out.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff_out.2.\3"),
-    (r"core\.(\w+)\.blocks\.(.+)", r"core.vivit.\1_transformer.blocks.\2"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", rf"{_BLOCK}.attn_out.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", rf"{_BLOCK}.ff_out.2.\3"),
+    (r"core\.(\w+)\.blocks\.(.+)", rf"{_BLOCK}"),
 )
 _SEQUENTIAL: Rules = (
-    (r"core\.(\w+)\.blocks\.(\d+)\.attention_norm\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.norm.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.qkv\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.to_qkv.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.attn_out.0.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.(norm_[qk])\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.attention.\3.\4"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.ff_norm\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.0.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.ff_in\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.1.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.ff.4.\3"),
-    (r"core\.(\w+)\.blocks\.(\d+)\.position_generator\.conv\.(\w+)", r"core.vivit.\1_transformer.blocks.\2.pos_encoding.pos_embedding.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_norm\.(\w+)", rf"{_BLOCK}.attention.norm.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.qkv\.(\w+)", rf"{_BLOCK}.attention.to_qkv.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.attention_out\.(\w+)", rf"{_BLOCK}.attention.attn_out.0.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.(norm_[qk])\.(\w+)", rf"{_BLOCK}.attention.\3.\4"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_norm\.(\w+)", rf"{_BLOCK}.ff.0.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_in\.(\w+)", rf"{_BLOCK}.ff.1.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.ff_out\.(\w+)", rf"{_BLOCK}.ff.4.\3"),
+    (r"core\.(\w+)\.blocks\.(\d+)\.position_generator\.conv\.(\w+)", rf"{_BLOCK}.pos_encoding.pos_embedding.\3"),
 )  # fmt: skip
 
 
@@ -60,8 +63,11 @@ def _rules(model: ViV1T) -> Rules:
     core = model.config.core
     if isinstance(core, VivitConfig):
         name = "tokenizer2" if core.patch == "normalized_alias" else "tokenizer"
-        slots = (("projection", 0), ("norm", 2)) if core.patch == "convolution" else (("patch_norm", 1), ("projection", 2), ("norm", 3))
-        rules += tuple((rf"core\.tokenizer\.{ours}\.(\w+)", rf"core.vivit.tokenizer.{name}.{i}.\1") for ours, i in slots)
+        slots = {"patch_norm": 1, "projection": 2, "norm": 3}
+        if core.patch == "convolution":
+            slots = {"projection": 0, "norm": 2}
+        for ours, slot in slots.items():
+            rules += ((rf"core\.tokenizer\.{ours}\.(\w+)", rf"core.vivit.tokenizer.{name}.{slot}.\1"),)
         rules += _PARALLEL if core.parallel_attention else _SEQUENTIAL
     if any(isinstance(r, FactorizedReadout) for r in model.readouts.values()):
         rules += ((r"readouts\.(.+)\.features", r"readouts.\1._features"),)
@@ -88,8 +94,8 @@ def published_constants(model: ViV1T) -> dict[str, Tensor]:
     config, core = model.config, model.config.core
     if isinstance(core, VivitConfig):
         constants["core.vivit.reg_scale"] = zero
+        assert isinstance(model.core, Vivit)
         tokenizer = model.core.tokenizer
-        assert not isinstance(tokenizer, Tensor)
         if tokenizer.spatial_sinusoid is not None:
             constants["core.vivit.tokenizer.spatial_pos_embedding.pos_encoding"] = tokenizer.spatial_sinusoid
         if tokenizer.temporal_sinusoid is not None:
@@ -123,7 +129,9 @@ def published_constants(model: ViV1T) -> dict[str, Tensor]:
     return constants
 
 
-def check_entries(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, optional: Mapping[str, Tensor]) -> None:
+def check_entries(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, optional: Mapping[str, Tensor]
+) -> None:
     """Raises a CheckpointError that lists every missing, surplus and misshaped entry."""
     missing = sorted(set(expected) - set(found))
     surplus = sorted(set(found) - set(expected) - set(optional))

@@ -54,7 +54,12 @@ class Gaussian2dReadout(nn.Module):
             bias = nn.Parameter(start.to(torch.float32).clone())
         self.register_parameter("bias", bias)
         self.state_encoder = nn.Sequential(
-            nn.Linear(4, depth), nn.LayerNorm(depth), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(depth, depth), nn.Tanh()
+            nn.Linear(4, depth),
+            nn.LayerNorm(depth),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(depth, depth),
+            nn.Tanh(),
         )
 
     def positions(self) -> Tensor:
@@ -129,4 +134,4 @@ class RandomReadout(nn.Module):
 
     def forward(self, maps: Tensor, state: Tensor, shift: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """maps (B, D, t, h, w) -> (B, N, t)."""
-        return torch.rand(len(maps), self.neurons, maps.shape[2], device=maps.device)
+        return torch.rand(len(maps), self.neurons, maps.shape[2], device=maps.device, dtype=maps.dtype)

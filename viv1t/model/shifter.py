@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from viv1t.config import ShifterConfig
@@ -15,7 +17,7 @@ class Shifter(nn.Module):
         self.first = 0 if config.mode == "state" else 2
         widths = [4 - self.first, *[config.size] * (config.layers - 1), 2]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         self.mlp = nn.Sequential(*layers)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.kernels.reference.patch_embed import patch_convolution, patch_embed
+from viv1t.model.dropout import Dropout
 from viv1t.types import MAX_FRAMES
 
 
@@ -45,8 +46,10 @@ class Tokenizer(nn.Module):
         pt, ps = config.temporal_patch_size, config.spatial_patch_size
         st, ss = config.temporal_patch_stride, config.spatial_patch_stride
         if ps > min(frame_size):
-            raise ConfigError(f"--core_spatial_patch_size {ps} is larger than the frame, {frame_size[0]} x {frame_size[1]}")
+            size = " x ".join(map(str, frame_size))
+            raise ConfigError(f"--core_spatial_patch_size {ps} is larger than the frame, {size} pixels")
         self.size, self.stride = (pt, ps, ps), (st, ss, ss)
+        self.frame_size = frame_size
         self.grid = (patch_grid(frame_size[0], ps, ss), patch_grid(frame_size[1], ps, ss))
         patches, depth = self.grid[0] * self.grid[1], config.emb_dim
         channels = 1 + state_channels
@@ -58,7 +61,7 @@ class Tokenizer(nn.Module):
         else:
             self.projection = nn.Conv3d(channels, depth, self.size, self.stride)
         self.norm = nn.LayerNorm(depth)
-        self.dropout = nn.Dropout(config.p_dropout)
+        self.dropout = Dropout(config.p_dropout)
 
         frames = patch_grid(MAX_FRAMES, pt, st)
         kind = config.pos_encoding

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from viv1t.config import VivitConfig
+from viv1t.model.dropout import Dropout
 
 # Values of a block's widest intermediate that are in memory at a time off CUDA: sequences are independent, so a block
 # takes them in groups that stay in cache.
@@ -32,7 +33,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """Softmax attention within each sequence; q, k, v (S, L, h * d) -> (S, L, h * d)."""
-    out = F.scaled_dot_product_attention(*(split_heads(x, heads) for x in (q, k, v)), scale=scale)
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -60,7 +62,9 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        # At least float32: in bf16 the factor itself would be off by a part in a thousand, always the same way.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        keep = torch.empty(x.shape[0], 1, 1, dtype=dtype, device=x.device).bernoulli_(1 - self.rate)
         return x * (keep / (1 - self.rate))
 
 
@@ -78,9 +82,9 @@ class ParallelBlock(nn.Module):
         self.norm_q = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
         self.norm_k = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
         self.attention_out = nn.Linear(inner, config.emb_dim, bias=False)
-        self.attention_dropout = nn.Dropout(config.mha_dropout)
+        self.attention_dropout = Dropout(config.mha_dropout)
         self.activation = Activation(config.ff_activation)
-        self.ff_dropout = nn.Dropout(config.ff_dropout)
+        self.ff_dropout = Dropout(config.ff_dropout)
         self.ff_out = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
         self.drop_path = DropPath(config.drop_path)
         self.width = sum(self.widths)
@@ -107,12 +111,12 @@ class SequentialBlock(nn.Module):
         self.qkv = nn.Linear(depth, 3 * inner, bias=False)
         self.norm_q = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
         self.norm_k = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
-        self.attention_dropout = nn.Dropout(config.mha_dropout)
+        self.attention_dropout = Dropout(config.mha_dropout)
         self.attention_out = nn.Linear(inner, depth)
         self.ff_norm = nn.LayerNorm(depth)
         self.ff_in = nn.Linear(depth, hidden)
         self.activation = Activation(config.ff_activation)
-        self.ff_dropout = nn.Dropout(config.ff_dropout)
+        self.ff_dropout = Dropout(config.ff_dropout)
         self.ff_out = nn.Linear(config.mlp_dim, depth)
         self.drop_path = DropPath(config.drop_path)
         self.position_generator: PositionGenerator | None = None
@@ -153,7 +157,10 @@ class StateEncoder(nn.Module):
         self.shared = mice is None
         names = ["share"] if mice is None else list(mice)
         self.models = nn.ModuleDict(
-            {n: nn.Sequential(nn.Linear(inputs, depth // 2), nn.Tanh(), nn.Linear(depth // 2, depth), nn.Tanh()) for n in names}
+            {
+                n: nn.Sequential(nn.Linear(inputs, depth // 2), nn.Tanh(), nn.Linear(depth // 2, depth), nn.Tanh())
+                for n in names
+            }
         )
 
     def forward(self, windows: Tensor, mouse: str) -> Tensor:
@@ -175,13 +182,21 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self, config: VivitConfig, axis: int, depth: int, patches: int, state_inputs: int, state_mice: Sequence[str] | None
+        self,
+        config: VivitConfig,
+        axis: int,
+        depth: int,
+        patches: int,
+        state_inputs: int,
+        state_mice: Sequence[str] | None,
     ) -> None:
         super().__init__()
         self.axis = axis
-        self.recompute = False
+        self.recompute: bool | None = None  # None: on CUDA
         block_class = ParallelBlock if config.parallel_attention else SequentialBlock
-        self.blocks = nn.ModuleList(block_class(config) for _ in range(depth))
+        blocks = [block_class(config) for _ in range(depth)]
+        self.width = max((b.width for b in blocks), default=0)
+        self.blocks = nn.ModuleList(blocks)
         # Parallel blocks ignore generated positions, as the published ones do.
         if config.pos_encoding == "generated" and not config.parallel_attention and depth:
             grid = most_square_grid(patches) if axis == 2 else ()
@@ -205,10 +220,10 @@ class Transformer(nn.Module):
         return x.transpose(1, 2) if self.axis == 1 else x
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        recompute = self.recompute and torch.is_grad_enabled()
+        recompute = torch.is_grad_enabled() and (x.is_cuda if self.recompute is None else self.recompute)
         group = len(x)
         if x.device.type != "cuda":
-            group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * int(block.width))))
+            group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * self.width)))
         if group == len(x) and not recompute:
             y: Tensor = block(x)
             return y

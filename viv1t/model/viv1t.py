@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ def elu1(x: Tensor) -> Tensor:
     return F.elu(x) + 1
 
 
-_OUTPUTS = {"elu": elu1, "exp": torch.exp, "softplus": F.softplus}
+_OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu1, "exp": torch.exp, "softplus": F.softplus}
 
 
 class ViV1T(nn.Module):
@@ -57,7 +57,7 @@ class ViV1T(nn.Module):
 
     def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
         super().__init__()
-        self.config, self.frame_size = config, frame_size
+        self.config, self.frame_size = config, tuple(frame_size)
         self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
         keys = [module_key(m) for m in mice]
         self.core: Vivit | FactorizedBaseline
@@ -87,6 +87,9 @@ class ViV1T(nn.Module):
         """The core's maps (B, D, t, h, w), float32 whatever the core's precision; arguments as in `forward`."""
         if mouse_id not in self.neurons:
             raise ConfigError(f"mouse {mouse_id!r} is not in this model; it has {', '.join(self.neurons)}")
+        if video.shape[-2:] != self.frame_size:
+            expected, found = (f"{h} x {w}" for h, w in (self.frame_size, video.shape[-2:]))
+            raise ConfigError(f"the model takes frames of {expected} pixels, not of {found} (mouse {mouse_id})")
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
             maps: Tensor = self.core(video, behavior, pupil_center, module_key(mouse_id))
@@ -131,6 +134,9 @@ class ViV1T(nn.Module):
 
         Returns:
             (B, N, t) responses of the last t frames.
+
+        Raises:
+            ConfigError: a mouse, frame size or number of frames that the model does not have.
         """
         maps = self.core_output(video, mouse_id, behavior, pupil_center)
         response = self.read_out(maps, mouse_id, behavior, pupil_center, noise)
@@ -148,6 +154,5 @@ def _build_readout(config: ReadoutConfig, shape: tuple[int, int, int], neurons: 
 def build_model(config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> ViV1T:
     """A freshly initialised model on the CPU; draws from PyTorch's global generator."""
     model = ViV1T(config, mice, frame_size)
-    checkpointing = config.train.grad_checkpointing
-    model.core.set_recompute(True if checkpointing is None else checkpointing)
+    model.core.set_recompute(config.train.grad_checkpointing)
     return model

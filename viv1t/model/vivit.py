@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from viv1t.config import VivitConfig
+from viv1t.errors import ConfigError
 from viv1t.model.tokenizer import Tokenizer
 from viv1t.model.transformer import Transformer, most_square_grid
 
@@ -67,8 +68,17 @@ class Vivit(nn.Module):
         """Frames out for frames in."""
         return self.config.output_frames(frames)
 
-    def set_recompute(self, on: bool) -> None:
-        """Whether blocks are recomputed in the backward instead of keeping their intermediates."""
+    def frame_positions(self, positions: Tensor) -> Tensor:
+        """From positions (..., 2) on the output's maps to positions on the frame, both x, y with -1 and 1 at the centres
+        of the outermost patches and pixels: the outermost patch centres lie inside the frame."""
+        config, (height, width) = self.config, self.tokenizer.frame_size
+        first = (config.spatial_patch_size - 1) / 2
+        spans = [(n - 1) * config.spatial_patch_stride / 2 for n in (self.tokenizer.grid[1], self.tokenizer.grid[0])]
+        half = positions.new_tensor([(width - 1) / 2, (height - 1) / 2])
+        return (first + (positions + 1) * positions.new_tensor(spans)) / half - 1
+
+    def set_recompute(self, on: bool | None) -> None:
+        """Whether blocks are recomputed in the backward instead of keeping their intermediates; None: on CUDA."""
         self.spatial.recompute = self.temporal.recompute = on
 
     def compile_blocks(self) -> None:
@@ -79,6 +89,8 @@ class Vivit(nn.Module):
 
     def forward(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, mouse: str) -> Tensor:
         """video (B, 1, T, H, W), behavior and pupil_center (B, 2, T) -> maps (B, D, t, rows, columns)."""
+        if video.shape[2] < self.config.temporal_patch_size:
+            raise ConfigError(f"{video.shape[2]} frames are fewer than the core's temporal extent")
         state = torch.cat((behavior, pupil_center), dim=1)
         x = self.tokenizer(video, state[:, : self.channels] if self.channels else None)
         windows = None

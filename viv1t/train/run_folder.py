@@ -83,7 +83,9 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"another process is training in {self.path}: wait for it or choose another --output_dir") from error
+            raise ConfigError(
+                f"another process is training in {self.path}: wait for it or choose another --output_dir"
+            ) from error
 
     def unlock(self) -> None:
         """Gives the folder back."""

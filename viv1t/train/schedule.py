@@ -27,6 +27,12 @@ class Decision:
     terminate: bool = False
 
 
+def cosine_factor(epoch: int, epochs: int, floor: float = 0.02) -> float:
+    """What the learning rates of epoch 1 to `epochs` are multiplied by: from 1 down to `floor` along half a cosine."""
+    done = (epoch - 1) / max(epochs - 1, 1)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
 class PlateauSchedule:
     """Reduces the learning rates whenever the score stops improving, then stops.
 

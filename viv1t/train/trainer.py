@@ -30,7 +30,7 @@ from viv1t.train.checkpoint import (
 )
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.run_folder import RunFolder, shapes_of
-from viv1t.train.schedule import PlateauSchedule
+from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import Step
 from viv1t.train.validate import Validation, validate
 
@@ -47,7 +47,9 @@ def best_device(name: str | None) -> torch.device:
     if name is None:
         name = next(device for device, there in available.items() if there)
     if not available[name]:
-        raise ConfigError(f"--device {name} is not available here; use {' or '.join(d for d, ok in available.items() if ok)}")
+        raise ConfigError(
+            f"--device {name} is not available here; use {' or '.join(d for d, ok in available.items() if ok)}"
+        )
     return torch.device(name)
 
 
@@ -106,7 +108,9 @@ class Trainer:
         self._check_data()
         self.model = new_model(self.config, self.recordings).to(self.device)
         self.optimizer = build_optimizer(self.model, self.config)
-        self.schedule = PlateauSchedule()
+        # With cosine rates there is nothing to wait for.
+        self.cosine = self.config.optimizer.schedule == "cosine"
+        self.schedule = PlateauSchedule(min_epochs=train.epochs if self.cosine else 0)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
@@ -124,12 +128,18 @@ class Trainer:
             )
         crop = self.config.data.crop_frame
         if crop > 0 and core.output_frames(crop) < 1:
-            raise ConfigError(f"--crop_frame {crop} is shorter than the core's temporal extent: nothing would be predicted")
+            raise ConfigError(
+                f"--crop_frame {crop} is shorter than the core's temporal extent: nothing would be predicted"
+            )
         for mouse_id in self.recordings.mice:
             if not self.recordings.trial_ids(mouse_id, "validation"):
-                raise DataError(f"mouse {mouse_id} has no trials of the tier 'oracle' (validation): the schedule needs them")
+                raise DataError(
+                    f"mouse {mouse_id} has no trials of the tier 'oracle' (validation): the schedule needs them"
+                )
             if self.recordings.hidden(mouse_id, "validation"):
-                raise DataError(f"mouse {mouse_id}: the responses of the tier 'oracle' (validation) are all zero: nothing to score")
+                raise DataError(
+                    f"mouse {mouse_id}: the responses of the tier 'oracle' (validation) are all zero: nothing to score"
+                )
 
     # -- starting, stopping, going on ------------------------------------------------------------------------------
 
@@ -175,7 +185,9 @@ class Trainer:
             "lr": [group["lr"] for group in self.optimizer.param_groups],
             "finished": self.finished,
         }
-        write_checkpoint(self.run.last, model_entries(self.model) | optimizer_entries(self.model, self.optimizer), facts)
+        write_checkpoint(
+            self.run.last, model_entries(self.model) | optimizer_entries(self.model, self.optimizer), facts
+        )
 
     def _load_best(self) -> None:
         entries, _ = read_checkpoint(self.run.best)
@@ -204,9 +216,15 @@ class Trainer:
     def _train_epoch(self) -> float:
         torch.manual_seed(epoch_seed(self.config.train.seed, self.epoch))
         self.model.train()
+        if self.cosine:
+            factor = cosine_factor(self.epoch, self.config.train.epochs)
+            for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+                group["lr"] = lr * factor
         mice = len(self.recordings.mice)
         rounds = self.recordings.batches_per_epoch // mice
-        progress = Progress(f"epoch {self.epoch}/{self.config.train.epochs}", rounds, show=self.config.train.verbose > 1)
+        progress = Progress(
+            f"epoch {self.epoch}/{self.config.train.epochs}", rounds, show=self.config.train.verbose > 1
+        )
         losses: list[float] = []
         round_loss = 0.0
         for i, batch in enumerate(self.recordings.train_batches(self.epoch), start=1):

@@ -25,7 +25,12 @@ def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
     frames = min(batch.video.shape[2], MAX_FRAMES)
     device = next(models[0].parameters()).device
     batch = batch.to(device)
-    inputs = (batch.video[:, :, :frames], batch.mouse_id, batch.behavior[..., :frames], batch.pupil_center[..., :frames])
+    inputs = (
+        batch.video[:, :, :frames],
+        batch.mouse_id,
+        batch.behavior[..., :frames],
+        batch.pupil_center[..., :frames],
+    )
     total = models[0](*inputs)
     for model in models[1:]:
         total = total + model(*inputs)
