@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 # The benchmarks are tested too, and are not installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -24,3 +25,8 @@ def golden() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip(f"golden numbers not found at {folder}; set VIV1T_GOLDEN to their folder")
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
