@@ -361,8 +361,8 @@ class OptimizerConfig(_Checked):
     schedule: str = option(
         "lr_schedule",
         "plateau",
-        help="plateau: reduce the learning rates when validation stops improving, as published; cosine: lower them over the "
-        "given number of epochs, for short runs",
+        help="plateau: reduce the learning rates when validation stops improving, as published; cosine: lower them "
+        "over the given number of epochs, for short runs",
         choices=("plateau", "cosine"),
     )
     grad_norm: float | None = option("grad_norm", None, help="clip the gradient's norm to this", low=0)

@@ -74,8 +74,9 @@ def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[st
         for model in models:
             if model.neurons.get(mouse_id) != mouse.neurons:
                 raise ConfigError(
-                    f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the model; "
-                    f"the model knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: choose with --mouse_ids"
+                    f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the "
+                    f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: "
+                    "choose with --mouse_ids"
                 )
     scores: dict[str, TierScores] = {}
     for tier in tiers:

@@ -12,8 +12,8 @@ from viv1t.train.run_folder import RunFolder, save_published
 def _work(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="viv1t-convert",
-        description="Writes a run in the layout of the published code (args.yaml and ckpt/model_state.pt), for the authors' "
-        "own analysis code.",
+        description="Writes a run in the layout of the published code (args.yaml and ckpt/model_state.pt), for the "
+        "authors' own analysis code.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("out", metavar="OUT", help="new folder")

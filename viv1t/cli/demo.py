@@ -57,7 +57,7 @@ OPTIONS: Options = {
 
 
 def recovered_positions(model: ViV1T, trainer: Trainer, mouse_id: str) -> np.ndarray:
-    """(N, 2) receptive field centres that the readout learned, on the frame, at the mean gaze of the tier validation."""
+    """(N, 2) receptive field centres that the readout learned, on the frame, at the mean gaze of validation."""
     key = module_key(mouse_id)
     readout = model.readouts[key]
     assert isinstance(readout, Gaussian2dReadout)
@@ -112,13 +112,14 @@ def run_demo(given: Options) -> int:
     config = RunConfig.from_options(OPTIONS | {"data": str(data)} | given)
     mice = config.data.mouse_ids or ("F", "G")
     print(
-        f"1/3  synthetic mice {' and '.join(mice)}: {SIZE.neurons} neurons, {SIZE.trials} training trials each, in {data}"
+        f"1/3  synthetic mice {' and '.join(mice)}: {SIZE.neurons} neurons, {SIZE.trials} training trials each, "
+        f"in {data}"
     )
     sessions = dict(
         zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing="resume", report=print), strict=True)
     )
     print(
-        f"2/3  training a small ViV1T on them, for about five minutes on two cores; run folder {config.train.output_dir}"
+        f"2/3  training a small ViV1T, about five minutes on two cores; run folder {config.train.output_dir}"
     )
     trainer, final = run(config)
     print("3/3  drawing what was learned")
@@ -132,8 +133,8 @@ def run_demo(given: Options) -> int:
     reachable = float(np.mean([c.mean() for c in ceilings.values()]))
     both = float(np.mean([v for pair in positions.values() for v in pair]))
     print(
-        f"\nThe model reaches a correlation of {final.mean:.3f} with single trials of movies it never saw; noise allows "
-        f"{reachable:.3f}: {final.mean / reachable:.0%} of what is reachable.\n"
+        f"\nThe model reaches a correlation of {final.mean:.3f} with single trials of movies it never saw; noise "
+        f"allows {reachable:.3f}: {final.mean / reachable:.0%} of what is reachable.\n"
         f"Receptive-field positions correlate with the true ones at {both:.2f}.\n\n"
         f"Pictures: {trainer.run.plots}\n"
         "Next:\n"

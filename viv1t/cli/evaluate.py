@@ -20,8 +20,8 @@ from viv1t.types import TIERS
 def _work(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="viv1t-evaluate",
-        description="Single-trial correlation and correlation to average per mouse. Several runs are scored as an ensemble: "
-        "the mean of their predictions.",
+        description="Single-trial correlation and correlation to average per mouse. Several runs are scored as an "
+        "ensemble: the mean of their predictions.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--data", help="folder of recordings; default the one the run was trained on")
@@ -59,7 +59,7 @@ def _work(argv: Sequence[str] | None) -> int:
         raise DataError(f"nothing to score: no responses in {', '.join(tiers)}")
     print(as_table(scores))
     output = Path(args.output) if args.output else (runs[0].path if len(runs) == 1 else Path()) / "evaluation.yaml"
-    before = {}
+    before: dict[str, object] = {}
     if output.is_file() and args.output is None:
         before = yaml.safe_load(output.read_text(encoding="utf-8")) or {}
     write_text(output, yaml.safe_dump(merge(before, as_mapping(scores)), sort_keys=False))

@@ -43,7 +43,7 @@ def _real(value: str) -> Any:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option of a run. Values are checked by the configuration, so that a file and a line are judged alike."""
+    """Adds every option of a run. The configuration checks the values, so that a file and a line are judged alike."""
     chosen = parser.add_argument_group("components")
     for selector, table in SELECTORS.items():
         kind = str if all(isinstance(k, str) for k in table) else _number
@@ -60,8 +60,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     for flag, owners in all_components().items():
         owner = owners[0]
         title = getattr(owner, "name", owner.__name__.removesuffix("Config").lower())
-        group = groups.setdefault(title, parser.add_argument_group(f"options of {title}"))
-        field = next(f for f in dataclasses.fields(owner) if f.metadata["flag"] == flag)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(f"options of {title}")
+        field = next(f for f in dataclasses.fields(owner) if f.metadata["flag"] == flag)  # type: ignore[arg-type]
         default = "" if field.default in (dataclasses.MISSING, None) else f" (default {_shown(field)})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
         annotation = str(field.type)
@@ -76,7 +77,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             keywords |= {"type": _real, "metavar": "X"}
         else:
             keywords["metavar"] = "|".join(field.metadata["choices"] or ("VALUE",))
-        group.add_argument(f"--{flag}", **keywords)
+        groups[title].add_argument(f"--{flag}", **keywords)
 
 
 def _shown(field: dataclasses.Field[Any]) -> Any:

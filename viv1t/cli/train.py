@@ -46,8 +46,8 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
 def _work(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="viv1t-train",
-        description="Trains a digital twin of mouse visual cortex. Options keep their published names; interrupted, the same "
-        "command continues the run.",
+        description="Trains a digital twin of mouse visual cortex. Options keep their published names; interrupted, "
+        "the same command continues the run.",
     )
     parser.add_argument("--config", help="YAML file of options; the command line wins")
     parser.add_argument(

@@ -27,8 +27,8 @@ class _MaskedScale(torch.autograd.Function):
 def keep_mask(shape: torch.Size, rate: float) -> Tensor:
     """A boolean CPU mask, True with probability 1 - rate to within 2**-17.
 
-    PyTorch draws one Bernoulli number at a time on a CPU, about 10 ns each; four 16-bit numbers out of each 64 bits of the
-    same generator are several times faster, and as reproducible.
+    PyTorch draws one Bernoulli number at a time on a CPU, about 10 ns each; four 16-bit numbers out of each 64 bits of
+    the same generator are several times faster, and as reproducible.
     """
     count = shape.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu" or self.rate >= 1 or torch.compiler.is_compiling():
             return F.dropout(x, self.rate)
-        y: Tensor = _MaskedScale.apply(x, keep_mask(x.shape, self.rate), 1 / (1 - self.rate))
+        y: Tensor = _MaskedScale.apply(x, keep_mask(x.shape, self.rate), 1 / (1 - self.rate))  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:

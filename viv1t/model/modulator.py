@@ -19,7 +19,7 @@ from viv1t.config import (
 
 
 def history(x: Tensor, size: int) -> Tensor:
-    """The last `size` values up to each frame, itself included, oldest first, zeros before the start: (..., t, size)."""
+    """The last `size` values up to and including each frame, oldest first, zero padded: (..., t, size)."""
     return F.pad(x, (size - 1, 0)).unfold(-1, size, 1)
 
 

@@ -69,8 +69,9 @@ class Vivit(nn.Module):
         return self.config.output_frames(frames)
 
     def frame_positions(self, positions: Tensor) -> Tensor:
-        """From positions (..., 2) on the output's maps to positions on the frame, both x, y with -1 and 1 at the centres
-        of the outermost patches and pixels: the outermost patch centres lie inside the frame."""
+        """From positions (..., 2) on the output's maps to positions on the frame.
+
+        Both are x, y with -1 and 1 at the centres of the outermost patches and pixels: the patches' lie inside."""
         config, (height, width) = self.config, self.tokenizer.frame_size
         first = (config.spatial_patch_size - 1) / 2
         spans = [(n - 1) * config.spatial_patch_stride / 2 for n in (self.tokenizer.grid[1], self.tokenizer.grid[0])]

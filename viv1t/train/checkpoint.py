@@ -1,7 +1,7 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in its header. No pickle.
 
-`best.safetensors` holds the weights of the best epoch, `last.safetensors` also the optimizer's state, so that a run goes
-on from the last finished epoch.
+`best.safetensors` holds the weights of the best epoch, `last.safetensors` also the optimizer's state, so that a run
+goes on from the last finished epoch.
 """
 
 from __future__ import annotations

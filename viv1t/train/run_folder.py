@@ -149,7 +149,8 @@ class RunFolder:
         else:
             raise CheckpointError(
                 f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor "
-                f"{self.published.relative_to(self.path)}; a run writes one at its first epoch with a positive correlation"
+                f"{self.published.relative_to(self.path)}; a run writes one at its first "
+                "epoch with a positive correlation"
             )
         mice, frame_size = _shapes(args, self.args)
         model = build_model(config, mice, frame_size)
@@ -181,7 +182,7 @@ def _shapes(args: Mapping[str, Any], where: Path) -> tuple[dict[str, Neurons], t
             raise ValueError
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
-            f"{where}: input_shapes (video: [1, T, H, W]) and output_shapes (mouse: [N, T]) are needed to build the model"
+            f"{where}: input_shapes (video: [1, T, H, W]) and output_shapes (mouse: [N, T]) are needed"
         ) from error
     return mice, (height, width)
 

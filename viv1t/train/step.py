@@ -69,8 +69,8 @@ class Step:
         if not torch.isfinite(total):
             trials = ", ".join(map(str, batch.trial_ids))
             raise TrainingError(
-                f"the loss of mouse {batch.mouse_id}, trials {trials}, is {total.item()}: the weights were not updated; "
-                "look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
+                f"the loss of mouse {batch.mouse_id}, trials {trials}, is {total.item()}: the weights were not "
+                "updated; look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
             )
         return total
 

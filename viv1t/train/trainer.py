@@ -123,8 +123,8 @@ class Trainer:
         core = self.config.core
         if getattr(core, "temporal_patch_stride", 1) > 1:
             raise ConfigError(
-                "--core_temporal_patch_stride above 1 predicts only every stride-th frame, and scores need every frame: "
-                "train with 1 (models with a larger stride can still be loaded and run)"
+                "--core_temporal_patch_stride above 1 predicts only every stride-th frame, and scores need every "
+                "frame: train with 1 (models with a larger stride can still be loaded and run)"
             )
         crop = self.config.data.crop_frame
         if crop > 0 and core.output_frames(crop) < 1:
