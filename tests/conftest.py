@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from golden_files import golden_folder
 
 # The benchmarks are tested too, and are not installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-
-def golden_folder() -> Path:
-    """Where the published code's numbers lie: $VIV1T_GOLDEN or ../shared/golden beside the repository."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "golden"
-    return Path(os.environ.get("VIV1T_GOLDEN", default))
 
 
 @pytest.fixture(scope="session")

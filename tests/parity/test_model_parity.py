@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import golden_folder
+from golden_files import golden_folder
 from safetensors.torch import load_file
 from torch import Tensor
 
