@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.data import synthetic
+from viv1t.data.check import check_folder
+from viv1t.data.info import format_table, session_info, sessions_in
 from viv1t.errors import ConfigError, Viv1tError
 
 PROGRAM = "viv1t-data"
@@ -84,10 +86,48 @@ def synth(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="find what is wrong with recordings",
+        description="Reads every array of a folder of recordings and says what is wrong and what to do; the exit "
+        "status is 1 when there are errors. Archives are unpacked first, as for training.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of the sessions, or one session")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=check)
+
+
+def check(args: argparse.Namespace) -> int:
+    count = {"error": 0, "warning": 0}
+    for finding in check_folder(args.folder, show_progress=not args.quiet):
+        print(finding, flush=True)
+        count[finding.severity] += 1
+    print(f"{args.folder}: {count['error']} errors, {count['warning']} warnings")
+    return 1 if count["error"] else 0
+
+
+def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="list what a folder of recordings holds",
+        description="Lists the mice of a folder of recordings: neurons, trials by tier, frames, size on disk.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of the sessions, or one session")
+    parser.set_defaults(run=info)
+
+
+def info(args: argparse.Namespace) -> int:
+    print(format_table([session_info(mouse_id, path) for mouse_id, path in sessions_in(args.folder).items()]))
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_synth(commands)
+    add_check(commands)
+    add_info(commands)
     return parser
 
 
