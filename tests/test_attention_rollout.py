@@ -18,7 +18,8 @@ from viv1t.model.viv1t import Neurons, ViV1T, build_model
 SMALL = {
     "ds_mode": 2, "transform_mode": 1, "core": "vivit", "readout": "gaussian2d", "output_dir": "run",
     "core_spatial_patch_size": 4, "core_spatial_patch_stride": 3, "core_temporal_patch_size": 5,
-    "core_spatial_depth": 2, "core_temporal_depth": 2, "core_num_heads": 3, "core_emb_dim": 12, "core_head_dim": 4, "core_mlp_dim": 8,
+    "core_spatial_depth": 2, "core_temporal_depth": 2, "core_num_heads": 3, "core_emb_dim": 12, "core_head_dim": 4,
+    "core_mlp_dim": 8,
 }  # fmt: skip
 FRAME = (12, 18)
 T = 14
