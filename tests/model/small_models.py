@@ -48,9 +48,10 @@ def small_model(mice: dict[str, int] | None = None, seed: int = 0, **options: An
     return model.eval()
 
 
-def small_inputs(
-    mouse: str = "A", batch: int = 2, frames: int = 20, seed: int = 1
-) -> tuple[Tensor, str, Tensor, Tensor]:
+Inputs = tuple[Tensor, str, Tensor, Tensor]
+
+
+def small_inputs(mouse: str = "A", batch: int = 2, frames: int = 20, seed: int = 1) -> Inputs:
     """video, mouse, behavior and pupil_center as the model takes them."""
     generator = torch.Generator().manual_seed(seed)
     video = torch.randn(batch, 1, frames, *FRAME, generator=generator)

@@ -51,12 +51,12 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+# A patch of one value has no variance, so the smallest patch needs state channels.
+@pytest.mark.parametrize(
+    ("geometry", "channels"), [(g, c) for g in GEOMETRIES for c in (0, 2, 4) if (g, c) != ("pixels", 0)]
+)
 def test_patch_embed_is_layer_norm_and_linear_of_patches(geometry: str, channels: int) -> None:
     (batch, frames, height, width), size, stride = GEOMETRIES[geometry]
-    if geometry == "pixels" and channels == 0:
-        pytest.skip("a patch of one value has no variance")
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
