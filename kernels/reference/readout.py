@@ -7,13 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Samples (frames, D, N) that are kept for the backward; beyond that, frames are taken in chunks that stay in cache and
-# are sampled again in the backward.
+# Values (samples of features, or products) that are kept for the backward; beyond that, frames are taken in chunks that
+# stay in cache and are computed again in the backward.
 _KEPT_VALUES = 16_000_000
 _CHUNK_VALUES = 4_000_000
+# On maps of few positions it is cheaper to weigh the features at every position and sample the products: one number per
+# neuron and corner is gathered instead of D.
+_FEW_POSITIONS = 64
 
 
-def _sample(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
+def _corners(positions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Indices into the flattened map and bilinear weights (0 outside) of the four corners: (F, N, 4) each."""
+    x = (positions[..., 0] + 1) * ((width - 1) / 2)
+    y = (positions[..., 1] + 1) * ((height - 1) / 2)
+    left, top = x.detach().floor(), y.detach().floor()
+    columns = left[..., None] + left.new_tensor([0, 1, 0, 1])
+    rows = top[..., None] + top.new_tensor([0, 0, 1, 1])
+    right, below = x - left, y - top
+    across, down = torch.stack((1 - right, right), dim=-1), torch.stack((1 - below, below), dim=-1)
+    weights = (down[..., :, None] * across[..., None, :]).flatten(-2)
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    return index.long(), weights * inside
+
+
+def _weigh_then_sample(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
+    index, weights = _corners(positions, *maps.shape[2:])
+    neurons = features.shape[1]
+    products = maps.flatten(2).transpose(1, 2) @ features
+    at = (index * neurons + torch.arange(neurons, device=index.device)[:, None]).flatten(1)
+    return torch.linalg.vecdot(products.flatten(1).gather(1, at).view_as(weights), weights)
+
+
+def _sample_then_weigh(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
     sampled = F.grid_sample(maps, positions[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=True)
     return torch.linalg.vecdot(sampled[..., 0], features, dim=1)
 
@@ -29,17 +55,19 @@ def sample_readout(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
     Returns:
         (F, N).
     """
-    frames, depth = maps.shape[:2]
-    values = depth * positions.shape[1]
+    frames, depth, height, width = maps.shape
+    few = height * width <= _FEW_POSITIONS
+    sample = _weigh_then_sample if few else _sample_then_weigh
+    values = (height * width if few else depth) * positions.shape[1]
     if frames * values <= _KEPT_VALUES:
-        return _sample(maps, positions, features)
+        return sample(maps, positions, features)
     chunk = max(1, _CHUNK_VALUES // values)
     recompute = torch.is_grad_enabled() and (maps.requires_grad or positions.requires_grad or features.requires_grad)
     parts = []
     for start in range(0, frames, chunk):
         part = (maps[start : start + chunk], positions[start : start + chunk], features)
         if recompute:
-            parts.append(checkpoint(_sample, *part, use_reentrant=False, preserve_rng_state=False))
+            parts.append(checkpoint(sample, *part, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(_sample(*part))
+            parts.append(sample(*part))
     return torch.cat(parts)

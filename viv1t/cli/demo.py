@@ -19,7 +19,7 @@ from viv1t.train.trainer import Trainer
 from viv1t.train.validate import scored_trials
 
 # Two mice whose recordings take seconds to make; movies of the tier oracle are never trained on.
-SIZE = Size(neurons=500, frames=150, trials=160, evaluation=((6, 4), (1, 1), (1, 1), (1, 1), (1, 1)))
+SIZE = Size(neurons=200, frames=150, trials=320, evaluation=((6, 4), (1, 1), (1, 1), (1, 1), (1, 1)))
 
 OPTIONS: Options = {
     "output_dir": "runs/demo",
@@ -31,14 +31,14 @@ OPTIONS: Options = {
     "output_mode": 1,
     "crop_frame": 80,
     "batch_size": 2,
-    "epochs": 18,
+    "epochs": 11,
     "lr_schedule": "cosine",
     "lr": 0.02,
-    "core_lr": 0.008,
-    "weight_decay": 2.0,
+    "core_lr": 0.004,
+    "weight_decay": 0.6,
     "core_weight_decay": 0.01,
     "core_parallel_attention": True,
-    "core_spatial_patch_size": 10,
+    "core_spatial_patch_size": 13,
     "core_spatial_patch_stride": 6,
     "core_temporal_patch_size": 15,
     "core_spatial_depth": 1,
@@ -46,7 +46,8 @@ OPTIONS: Options = {
     "core_num_heads": 2,
     "core_emb_dim": 64,
     "core_head_dim": 16,
-    "core_mlp_dim": 96,
+    "core_mlp_dim": 128,
+    "shifter_layers": 1,
     "core_p_dropout": 0.0,
     "core_mha_dropout": 0.1,
     "core_ff_dropout": 0.0,
