@@ -112,7 +112,7 @@ def test_crops_are_parts_of_whole_trials(two: Path) -> None:
     assert len(starts) > 5
 
 
-@pytest.mark.parametrize("options", [{"num_workers": 1}, {"num_workers": 5}, {"cache_data": True}])
+@pytest.mark.parametrize("options", [{"num_workers": 1}, {"num_workers": 5}, {"cache_data": "cpu"}])
 @pytest.mark.parametrize("center_crop", [1.0, 0.8])  # the latter is read by Python's threads
 @pytest.mark.parametrize("crop_frame", [10, -1])
 def test_neither_threads_nor_the_cache_change_anything(
@@ -276,7 +276,7 @@ def test_reading_ahead_is_bounded(tmp_path: Path, make_session: Make, monkeypatc
 
 
 def test_kept_trials_are_read_once_and_freed(two: Path) -> None:
-    recordings = run(two, cache_data=True)
+    recordings = run(two, cache_data="cpu")
     first = list(recordings.train_batches(0))
     shutil.rmtree(two / "alpha" / "data")
     assert equal(first, recordings.train_batches(0))

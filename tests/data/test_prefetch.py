@@ -39,7 +39,7 @@ def mouse(folder: Path, mode: str) -> tuple[dict[str, Session], dict[str, Transf
 def strict(sessions: dict[str, Session], transforms: dict[str, Transform], workers: int) -> Prefetcher:
     """A prefetcher that cannot fall back to the plain way."""
     prefetcher = Prefetcher(sessions, transforms, workers)
-    prefetcher._plain = ThreadReader({}, {}, 0, False)
+    prefetcher._plain = ThreadReader({}, {}, 0)
     return prefetcher
 
 
@@ -76,7 +76,7 @@ def test_batches_equal_those_of_the_plain_reader(make_session: Make, mode: str, 
     second = mouse(make_session("b", neurons=37, durations=DURATIONS, video_type="float64", fortran=True, seed=1), mode)
     sessions, transforms = sessions | second[0], transforms | second[1]
     todo = plans(sessions)
-    plain = ThreadReader(sessions, transforms, 0, False).read(todo)
+    plain = ThreadReader(sessions, transforms, 0).read(todo)
     assert_equal(strict(sessions, transforms, workers).read(todo), plain)
 
 
@@ -85,7 +85,7 @@ def test_batches_equal_those_of_the_plain_reader(make_session: Make, mode: str, 
 def test_every_type_of_movie(make_session: Make, video_type: str, fortran: bool) -> None:
     sessions, transforms = mouse(make_session(video_type=video_type, fortran=fortran), "standardize")
     todo = plans(sessions)
-    plain = ThreadReader(sessions, transforms, 0, False).read(todo)
+    plain = ThreadReader(sessions, transforms, 0).read(todo)
     assert_equal(strict(sessions, transforms, 2).read(todo), plain)
 
 
@@ -108,14 +108,14 @@ def test_batches_that_are_kept_are_never_written_again(make_session: Make) -> No
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=40)
     kept = list(Prefetcher(sessions, transforms, 2).read(todo))
-    assert_equal(kept, ThreadReader(sessions, transforms, 0, False).read(todo))
+    assert_equal(kept, ThreadReader(sessions, transforms, 0).read(todo))
 
 
 def test_a_view_keeps_the_memory_of_its_batch(make_session: Make) -> None:
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=30)
     views = [batch.response[0, 1:3] for batch in Prefetcher(sessions, transforms, 2).read(todo)]
-    for view, batch in zip(views, ThreadReader(sessions, transforms, 0, False).read(todo), strict=True):
+    for view, batch in zip(views, ThreadReader(sessions, transforms, 0).read(todo), strict=True):
         assert torch.equal(view, batch.response[0, 1:3])
 
 
@@ -171,7 +171,7 @@ def test_an_error_surfaces_at_its_batch_as_the_plain_readers(make_session: Make,
     damage(session.file(variable, 4), how)
     todo = [BatchPlan("mouse-1", (Sample(trial, 2, 10), Sample(9, 0, 9)), None) for trial in range(8)]
     messages = []
-    for reader in (Prefetcher(sessions, transforms, 3), ThreadReader(sessions, transforms, 0, False)):
+    for reader in (Prefetcher(sessions, transforms, 3), ThreadReader(sessions, transforms, 0)):
         batches = reader.read(todo)
         for _ in range(4):
             next(batches)
@@ -201,7 +201,7 @@ def test_what_only_numpy_reads_is_read_all_the_same(make_session: Make, caplog: 
     todo = [BatchPlan("mouse-1", (Sample(trial, 2, 10),), None) for trial in (0, 3, 3, 4)]
     with caplog.at_level(logging.WARNING, "viv1t"):
         assert_equal(
-            Prefetcher(sessions, transforms, 2).read(todo), ThreadReader(sessions, transforms, 0, False).read(todo)
+            Prefetcher(sessions, transforms, 2).read(todo), ThreadReader(sessions, transforms, 0).read(todo)
         )
     (record,) = caplog.records
     assert str(path) in record.getMessage()
@@ -251,5 +251,5 @@ def test_batches_are_pinned_and_outlive_their_copy_to_the_gpu(make_session: Make
         assert batch.response.is_pinned()
         copies.append(batch.to("cuda"))
         del batch
-    for copy, batch in zip(copies, ThreadReader(sessions, transforms, 0, False).read(todo), strict=True):
+    for copy, batch in zip(copies, ThreadReader(sessions, transforms, 0).read(todo), strict=True):
         assert all(torch.equal(getattr(copy, v).cpu(), getattr(batch, v)) for v in VARIABLES)

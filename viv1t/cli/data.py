@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from viv1t.data import synthetic
 from viv1t.data.check import check_folder
+from viv1t.data.finding import Finding
 from viv1t.data.info import format_table, session_info, sessions_in
+from viv1t.data.pack import pack
+from viv1t.data.verify import verify
 from viv1t.errors import ConfigError, Viv1tError
 
 PROGRAM = "viv1t-data"
@@ -99,11 +103,15 @@ def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def check(args: argparse.Namespace) -> int:
+    return _print_findings(args.folder, check_folder(args.folder, show_progress=not args.quiet))
+
+
+def _print_findings(folder: Path, findings: Iterable[Finding]) -> int:
     count = {"error": 0, "warning": 0}
-    for finding in check_folder(args.folder, show_progress=not args.quiet):
+    for finding in findings:
         print(finding, flush=True)
         count[finding.severity] += 1
-    print(f"{args.folder}: {count['error']} errors, {count['warning']} warnings")
+    print(f"{folder}: {count['error']} errors, {count['warning']} warnings")
     return 1 if count["error"] else 0
 
 
@@ -122,12 +130,69 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="write recordings in the form that is read fastest",
+        description="Packs recordings into stores: per mouse one .npy array of each variable, trials first and time "
+        "before neurons and pixels. A folder of stores is a data folder like any other. Interrupted, the same command "
+        "continues; the recordings are left as they are.",
+    )
+    parser.add_argument("data", type=Path, help="folder of the sessions, or one session")
+    parser.add_argument("out", type=Path, help="folder of the stores")
+    parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="pack these mice only")
+    parser.add_argument(
+        "--responses",
+        default="float32",
+        metavar="float32|float16",
+        help="type of the responses; float16 halves their size, and its error is reported (default float32)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run_pack)
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    level = logging.WARNING if args.quiet else logging.INFO  # statistics say there how far they are
+    logging.basicConfig(level=level, format=f"{PROGRAM}: %(message)s")
+    for packed in pack(args.data, args.out, args.mouse_ids, args.responses, show_progress=not args.quiet):
+        document, movies = packed.document, packed.document.arrays["videos.npy"]["dtype"]
+        print(
+            f"mouse {packed.mouse_id}: {packed.path}: {len(document.trials)} trials, {document.neurons:,} neurons, "
+            f"movies {movies}, {packed.size / 2**20:,.1f} MiB"
+            + ("" if packed.fresh else ", packed before")
+        )
+        if (error := document.response_error) is not None:
+            print(
+                f"mouse {packed.mouse_id}: float16 responses: relative error at most {error['largest']:.2g}, mean "
+                f"{error['mean']:.2g}"
+            )
+    return 0
+
+
+def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="find damage in packed recordings",
+        description="Reads every byte of packed recordings again and compares checksums, shapes and durations; the "
+        "exit status is 1 when something is damaged.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of the stores, or one store")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    return _print_findings(args.folder, verify(args.folder, show_progress=not args.quiet))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_synth(commands)
     add_check(commands)
     add_info(commands)
+    add_pack(commands)
+    add_verify(commands)
     return parser
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from viv1t.data.finding import Finding
 from viv1t.data.info import sessions_in
 from viv1t.data.npy import NpyHeader, read_header, read_npy
-from viv1t.data.session import FOLDERS, VARIABLES, Session
+from viv1t.data.session import FOLDERS, STORE_FILE, VARIABLES, Session
 from viv1t.data.statistics import provided_statistics
+from viv1t.data.verify import verify_store
 from viv1t.errors import DataError
 from viv1t.progress import Progress
 from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS
@@ -25,34 +26,6 @@ from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS
 UNSCORED = 50  # first frames of a trial that no score counts
 _FILE = "restore the file, or set the trial's tier to 'none'"
 _STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about a recording that a user should know.
-
-    Attributes:
-        severity: `error` where training or scores would fail or be wrong, `warning` where they may.
-        mouse_id: whose recording.
-        trials: trial numbers that it is about; empty for the recording as a whole.
-        what: what was found, and what was expected.
-        fix: what to do.
-    """
-
-    severity: str
-    mouse_id: str
-    trials: tuple[int, ...]
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        where = f"mouse {self.mouse_id}"
-        if len(self.trials) == 1:
-            where += f" trial {self.trials[0]}"
-        elif self.trials:
-            more = f" and {len(self.trials) - 5} more" if len(self.trials) > 5 else ""
-            where += f" trials {', '.join(map(str, self.trials[:5]))}{more}"
-        return f"{self.severity}: {where}: {self.what} -> {self.fix}"
 
 
 def check_folder(folder: Path, *, show_progress: bool = False) -> Iterator[Finding]:
@@ -67,6 +40,9 @@ def check_folder(folder: Path, *, show_progress: bool = False) -> Iterator[Findi
     """
     sizes: dict[str, tuple[int, int]] = {}
     for mouse_id, path in sessions_in(folder).items():
+        if (path / STORE_FILE).is_file():  # its trials were checked when they were packed
+            yield from verify_store(mouse_id, path, show_progress=show_progress)
+            continue
         check = SessionCheck(mouse_id, path, show_progress)
         yield from check.run()
         if check.frame_size is not None:

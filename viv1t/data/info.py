@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from viv1t.data.archive import TIERS_FILE
-from viv1t.data.npy import map_npy
-from viv1t.data.session import LETTERS, Session, discover
+from viv1t.data.session import LETTERS, STORE_FILE, Session, discover
 from viv1t.errors import DataError
 from viv1t.types import TIERS
 
@@ -58,12 +57,13 @@ def sessions_in(folder: Path) -> dict[str, Path]:
     found = {LETTERS.get(p.name, p.name): p for p in others} | discover(folder)
     found = {mouse: found[mouse] for mouse in sorted(found)}
     if not found:
-        raise DataError(f"{folder}: holds no recording session (a folder or .zip with {TIERS_FILE})")
+        raise DataError(f"{folder}: holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)")
     return found
 
 
 def _looks_like_a_session(folder: Path) -> bool:
-    return (folder / TIERS_FILE).is_file() or (folder / "data" / "videos").is_dir()
+    described = any((folder / file).is_file() for file in (TIERS_FILE, STORE_FILE))
+    return described or (folder / "data" / "videos").is_dir()
 
 
 def session_info(mouse_id: str, path: Path) -> SessionInfo:
@@ -106,7 +106,7 @@ def _first_response_is_zero(session: Session, tier: str) -> bool:
     if not trials:
         return False
     try:
-        return not map_npy(session.file("response", trials[0]))[:, : session.duration(trials[0])].any()
+        return not session.place("response", trials[0]).map()[:, : session.duration(trials[0])].any()
     except (DataError, OSError, ValueError, IndexError):
         return False
 

@@ -6,15 +6,17 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from viv1t.config import DataConfig
-from viv1t.data.order import crop_start, training_order
+from viv1t.data.order import Cursor, crop_start, order_digest, share, training_order
 from viv1t.data.prefetch import Prefetcher
 from viv1t.data.reader import BatchPlan, Reader, Sample, ThreadReader
+from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
 from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
 from viv1t.data.transform import Transform
-from viv1t.errors import DataError
+from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Batch, Mouse
 
 logger = logging.getLogger("viv1t")
@@ -29,7 +31,8 @@ class Recordings:
         mice: by id, in the run's order.
         frame_size: (H, W) of every movie in pixels.
         train_sizes: training trials of each mouse, after merging and limiting: the loss scale counts these.
-        batches_per_epoch: batches of an epoch over all mice.
+        batches_per_epoch: batches of an epoch over all mice, for all ranks together.
+        served: the mice this rank trains.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Recordings:
         statistics: dict[str, MouseStatistics | None],
         transforms: dict[str, Transform],
         frame_size: tuple[int, int],
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._config = config
         self._seed = seed
@@ -47,27 +52,27 @@ class Recordings:
         self._statistics = statistics
         self._transforms = transforms
         self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
-        plain = config.num_workers == 0 or config.cache_data or config.center_crop < 1
-        self._reader: Reader = (
-            ThreadReader(sessions, transforms, config.num_workers, config.cache_data)
-            if plain
-            else Prefetcher(sessions, transforms, config.num_workers)
-        )
+        self._share = share(list(sessions), config.batch_size, rank, ranks)
+        self._reader = self._disk_reader(sessions)
+        self._training_reader = self._cache() or self._reader
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.frame_size = frame_size
         self.train_sizes = {mouse: len(trials) for mouse, trials in self._train.items()}
+        self.served = tuple(self._share)
         self.batches_per_epoch = len(sessions) * max(-(-n // config.batch_size) for n in self.train_sizes.values())
 
     @classmethod
-    def open(cls, config: DataConfig, seed: int) -> Recordings:
+    def open(cls, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> Recordings:
         """Finds the mice of a run, and computes or loads their statistics.
 
         Args:
             config: which mice and trials, and how they are transformed.
             seed: of the order of training.
+            rank: number of this process among those that train together.
+            ranks: how many these are; see `order.share` for how they share a round of batches.
 
         Raises:
-            ConfigError: an option does not fit the data.
+            ConfigError: an option does not fit the data, or --cache_data the memory.
             DataError: a recording is missing, damaged, or does not fit the others.
         """
         sessions = find_sessions(config)
@@ -86,21 +91,41 @@ class Recordings:
             mouse: Transform(mouse, config.transform, known, config.center_crop, frame_size)
             for mouse, known in statistics.items()
         }
-        return cls(config, seed, sessions, statistics, transforms, frame_size)
+        return cls(config, seed, sessions, statistics, transforms, frame_size, rank, ranks)
+
+    def order(self, epoch: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Mouse and trials of every batch of an epoch, for all ranks together: a round of all mice after the other."""
+        return training_order(self._seed, epoch, self._train, self._config.batch_size)
+
+    def cursor(self, epoch: int, batch: int) -> Cursor:
+        """The position after `batch` batches of an epoch (over all mice and ranks), to be saved."""
+        return Cursor(epoch, batch, self._order_digest())
+
+    def resume(self, cursor: Cursor) -> Iterator[Batch]:
+        """The rest of the epoch in which `cursor` was saved.
+
+        Raises:
+            CheckpointError: the cursor belongs to other trials, mice or options.
+            DataError: as for `train_batches`.
+        """
+        cursor.check(self._order_digest(), self.batches_per_epoch)
+        return self.train_batches(cursor.epoch, cursor.batch)
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, in an order and with crops that only the seed, the epoch and the trials decide.
 
+        With several ranks, this rank's part of each; batches of which it has none are left out.
+
         Args:
             epoch: any integer of its own.
-            first: start at this batch of the epoch, as when resuming.
+            first: start at this batch of `order(epoch)`, as when resuming.
 
         Raises:
             DataError: a trial is missing or damaged, or a mouse has no training trial.
         """
         if empty := [mouse for mouse, size in self.train_sizes.items() if size == 0]:
             raise DataError(f"mouse {', '.join(empty)}: no trial of the tier train; leave it out with --mouse_ids")
-        return self._reader.read(self._training_plans(epoch, first))
+        return self._training_reader.read(self._training_plans(epoch, first))
 
     def trials(self, mouse_id: str, tier: str) -> Iterator[Batch]:
         """The whole trials of a tier, one a batch, ascending.
@@ -154,13 +179,37 @@ class Recordings:
     def close(self) -> None:
         """Frees what is kept in memory. Iterators close themselves."""
         self._reader.close()
+        self._training_reader.close()
+
+    def _disk_reader(self, sessions: dict[str, Session]) -> Reader:
+        if self._config.num_workers == 0 or self._config.center_crop < 1:
+            return ThreadReader(sessions, self._transforms, self._config.num_workers)
+        return Prefetcher(sessions, self._transforms, self._config.num_workers)
+
+    def _cache(self) -> Reader | None:
+        """What `--cache_data` asks for."""
+        mode, workers = self._config.cache_data, self._config.num_workers
+        trials = {mouse: self._train[mouse] for mouse in self._share if self._train[mouse]}
+        if mode == "cpu":
+            return CpuCache(self._sessions, trials, workers, self._disk_reader)
+        if mode == "gpu":
+            if not torch.cuda.is_available():
+                raise ConfigError("--cache_data gpu needs a CUDA GPU, and there is none here; use --cache_data cpu")
+            device = torch.device("cuda", torch.cuda.current_device())
+            return DeviceCache(self._sessions, self._transforms, trials, workers, device)
+        return None
+
+    def _order_digest(self) -> str:
+        return order_digest(self._seed, self._train, self._config.batch_size, self._config.crop_frame)
 
     def _frames(self, mouse_id: str, trial: int) -> int:
         return self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(trial))
 
     def _training_plans(self, epoch: int, first: int) -> Iterator[BatchPlan]:
-        order = training_order(self._seed, epoch, self._train, self._config.batch_size)
-        for index, (mouse, trials) in enumerate(order[first:], first):
+        for index, (mouse, whole) in enumerate(self.order(epoch)[first:], first):
+            trials = whole[self._share[mouse]] if mouse in self._share else ()
+            if not trials:
+                continue
             visit = index // len(self.mice) // -(-self.train_sizes[mouse] // self._config.batch_size)
             samples = tuple(self._sample(epoch, mouse, trial, visit) for trial in trials)
             crop = self._config.crop_frame

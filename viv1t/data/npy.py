@@ -67,6 +67,18 @@ def read_npy(path: Path) -> np.ndarray:
     return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
+def read_stacked(path: Path, index: int) -> np.ndarray:
+    """One of the arrays that are stacked along the first axis of a file; raises as `read_npy`."""
+    header = read_header(path)
+    if header.fortran or not header.shape or not 0 <= index < header.shape[0]:
+        raise ValueError(f"no array {index} among those stacked along the first axis of {header.shape}")
+    count = math.prod(header.shape[1:])
+    flat = np.fromfile(path, header.dtype, count, offset=header.offset + index * count * header.dtype.itemsize)
+    if flat.size < count:
+        raise ValueError(f"the file ends after {flat.size} of {count} elements")
+    return flat.reshape(header.shape[1:])
+
+
 def map_npy(path: Path) -> np.ndarray:
     """The same array mapped from the file, for reading a small part of it; raises as `read_npy`."""
     header = read_header(path)

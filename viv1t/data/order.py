@@ -8,6 +8,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from viv1t.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position in training: what to save, and to continue from. Its fields are plain values.
+
+    Attributes:
+        epoch: the epoch under way.
+        batch: how many of its batches, over all mice and ranks, have been used.
+        order: digest of what the order is made of; a cursor of another order is refused.
+    """
+
+    epoch: int
+    batch: int
+    order: str
+
+    def check(self, order: str, batches: int) -> None:
+        """Raises CheckpointError unless it is a position in an epoch of `batches` batches of this `order`."""
+        if self.order != order:
+            raise CheckpointError(
+                f"the position (epoch {self.epoch}, batch {self.batch}) was saved with other trials, mice, seed, "
+                "--batch_size or --crop_frame; continue with the same data and options, or start the epoch anew"
+            )
+        if not 0 <= self.batch <= batches:
+            raise CheckpointError(f"there is no batch {self.batch} in an epoch of {batches} batches")
 
 
 def _draw(*key: int | str) -> int:
@@ -60,3 +88,43 @@ def crop_start(seed: int, epoch: int, mouse_id: str, trial_id: int, valid_starts
         visit: how many times this epoch has shown the trial before.
     """
     return (_draw("crop", seed, epoch, mouse_id, visit, trial_id) * valid_starts) >> 64
+
+
+def order_digest(seed: int, trial_ids_per_mouse: Mapping[str, Sequence[int]], batch_size: int, crop_frame: int) -> str:
+    """A short text that differs whenever batches may."""
+    mice = [(mouse, sorted(map(int, trials))) for mouse, trials in trial_ids_per_mouse.items()]
+    return hashlib.blake2b(repr((seed, batch_size, crop_frame, mice)).encode(), digest_size=8).hexdigest()
+
+
+def share(mice: Sequence[str], batch_size: int, rank: int, ranks: int) -> dict[str, slice]:
+    """Which trials of every mouse's batch belong to one of several processes.
+
+    The trials of a round, one batch of every mouse, are laid end to end and cut into `ranks` equal runs: all processes
+    have the same work to within a trial, none is read twice, and a mouse stays with the same few processes. A batch
+    that is smaller than `batch_size` leaves its last places empty, so that a process may have no trial of it.
+
+    Args:
+        mice: in the run's order.
+        batch_size: trials in a batch.
+        rank: of this process, from 0.
+        ranks: number of processes.
+
+    Returns:
+        Per mouse this process serves, the slice of its batches; mice of other processes are absent.
+
+    Raises:
+        ConfigError: there are more processes than trials in a round.
+    """
+    total = len(mice) * batch_size
+    if ranks > total:
+        raise ConfigError(
+            f"{ranks} processes cannot share the {total} trials of an optimizer step ({len(mice)} mice, --batch_size "
+            f"{batch_size}): start at most {total}"
+        )
+    first, last = rank * total // ranks, (rank + 1) * total // ranks
+    shares = {}
+    for i, mouse in enumerate(mice):
+        part = slice(max(0, first - i * batch_size), min(batch_size, last - i * batch_size))
+        if part.start < part.stop:
+            shares[mouse] = part
+    return shares

@@ -39,7 +39,7 @@ class Prefetcher:
         self._transforms = transforms
         self._workers = workers
         self._slots = 2 * workers + 3
-        self._plain = ThreadReader(sessions, transforms, workers=0, keep=False)
+        self._plain = ThreadReader(sessions, transforms, workers=0)
         self._warned = False
         self._tables: dict[str, dict[str, _Table]] = {}
         self._memory = _Memory(self._slots)
@@ -81,11 +81,14 @@ class Prefetcher:
         reads = []
         for variable, table in tables.items():
             for sample, row in zip(plan.samples, getattr(batch, variable), strict=True):
+                place = session.place(variable, sample.trial_id)
                 reads.append(
                     _prefetcher.Read(
-                        path=str(session.file(variable, sample.trial_id)),
+                        path=str(place.path),
                         rows=table.rows,
-                        file_frames=session.length(sample.trial_id)[1],
+                        frames_first=place.frames_first,
+                        trial=place.index,
+                        file_frames=place.frames,
                         first_frame=sample.first_frame,
                         frames=sample.frames,
                         transform=table.transform,
@@ -115,8 +118,7 @@ class Prefetcher:
 
     def _make_tables(self, mouse_id: str) -> dict[str, _Table]:
         session, affine = self._sessions[mouse_id], self._transforms[mouse_id].affine
-        rows = {"video": session.frame_size, "response": (session.mouse.neurons,)}
-        return {v: _Table.make(rows.get(v, (2,)), affine.get(v), frames_first=v == "video") for v in VARIABLES}
+        return {v: _Table.make(session.rows(v), affine.get(v), frames_first=v == "video") for v in VARIABLES}
 
     def _allocate(self, plan: BatchPlan, rows: dict[str, tuple[int, ...]], frames: int) -> Batch:
         count = len(plan.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,16 +48,12 @@ class ThreadReader:
         sessions: where trials lie.
         transforms: what is done to them.
         workers: threads; 0 reads when a batch is asked for.
-        keep: keep every transformed trial in memory.
     """
 
-    def __init__(
-        self, sessions: dict[str, Session], transforms: dict[str, Transform], workers: int, keep: bool
-    ) -> None:
+    def __init__(self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform], workers: int) -> None:
         self._sessions = sessions
         self._transforms = transforms
         self._workers = workers
-        self._kept: dict[tuple[str, int], Trial] | None = {} if keep else None
 
     def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
         """Batches in the order of their plans; an error in a trial surfaces at its batch.
@@ -86,40 +82,16 @@ class ThreadReader:
                 pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
-        """Forgets the kept trials."""
-        if self._kept is not None:
-            self._kept.clear()
+        """Nothing is kept between reads."""
 
     def _trial(self, mouse_id: str, sample: Sample) -> Trial:
+        session = self._sessions[mouse_id]
         try:
-            if self._kept is None:
-                return self._load(mouse_id, sample)
-            key = mouse_id, sample.trial_id
-            if key not in self._kept:
-                whole = self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(sample.trial_id))
-                self._kept[key] = self._load(mouse_id, Sample(sample.trial_id, 0, whole))
-            return _part(self._kept[key], sample)
+            raw = {variable: session.read(variable, sample.trial_id) for variable in VARIABLES}
+            return self._transforms[mouse_id].apply(sample.trial_id, raw, sample.first_frame, sample.frames)
         except Exception as error:
             error.add_note(f"while reading trial {sample.trial_id} of mouse {mouse_id}")
             raise
-
-    def _load(self, mouse_id: str, sample: Sample) -> Trial:
-        session = self._sessions[mouse_id]
-        raw = {variable: session.read(variable, sample.trial_id) for variable in VARIABLES}
-        return self._transforms[mouse_id].apply(sample.trial_id, raw, sample.first_frame, sample.frames)
-
-
-def _part(trial: Trial, sample: Sample) -> Trial:
-    frames = slice(sample.first_frame, sample.first_frame + sample.frames)
-    return Trial(
-        mouse_id=trial.mouse_id,
-        trial_id=trial.trial_id,
-        first_frame=sample.first_frame,
-        video=trial.video[:, frames],
-        response=trial.response[:, frames],
-        behavior=trial.behavior[:, frames],
-        pupil_center=trial.pupil_center[:, frames],
-    )
 
 
 def _gather(plan: BatchPlan, trials: list[Future[Trial]]) -> Batch:

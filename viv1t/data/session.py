@@ -1,4 +1,6 @@
-"""One mouse on disk, in the Sensorium 2023 format, and the mice of a run.
+"""One mouse on disk, as recorded in the Sensorium 2023 format or packed, and the mice of a run.
+
+As recorded:
 
     <session>/data/videos/<trial>.npy        (H, W, T)
     <session>/data/responses/<trial>.npy     (N, T)
@@ -14,18 +16,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from viv1t.config import DataConfig
 from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
-from viv1t.data.npy import map_npy, read_header, read_npy
+from viv1t.data.npy import map_npy, read_header, read_npy, read_stacked
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
+
+if TYPE_CHECKING:
+    from viv1t.data.statistics import MouseStatistics
 
 logger = logging.getLogger("viv1t")
 
@@ -33,12 +40,43 @@ FOLDERS = {"video": "videos", "response": "responses", "behavior": "behavior", "
 VARIABLES = tuple(FOLDERS)
 COORDINATES_FILE = "meta/neurons/cell_motor_coordinates.npy"
 UNIT_IDS_FILE = "meta/neurons/unit_ids.npy"
+STORE_FILE = "store.json"  # what makes a folder a packed session
 LETTERS = {session: letter for letter, session in SENSORIUM_SESSIONS.items()}
 
 T = TypeVar("T")
 
 
-class Session:
+@dataclass(frozen=True)
+class Place:
+    """Where one variable of one trial lies.
+
+    Attributes:
+        path: the file.
+        frames: T, the frames it has of the trial, padding included.
+        index: -1 where the file holds this trial alone, (rows..., T); else which one it is of the trials stacked in the
+            file, (trials, T, rows...).
+    """
+
+    path: Path
+    frames: int
+    index: int = -1
+
+    @property
+    def frames_first(self) -> bool:
+        """Whether time comes before neurons or pixels in the file."""
+        return self.index >= 0
+
+    def read(self) -> np.ndarray:
+        """The array in memory, (rows..., T), of the file's own type; raises as `read_npy`."""
+        return np.moveaxis(read_stacked(self.path, self.index), 0, -1) if self.frames_first else read_npy(self.path)
+
+    def map(self) -> np.ndarray:
+        """The same array mapped from the file, for reading a small part of it; raises as `read_npy`."""
+        whole = map_npy(self.path)
+        return np.moveaxis(whole[self.index], 0, -1) if self.frames_first else whole
+
+
+class Session(ABC):
     """One mouse's recording, read trial by trial.
 
     Attributes:
@@ -47,25 +85,28 @@ class Session:
         tiers: tier of every trial number; the tier `oracle` on disk is `validation` here.
     """
 
+    ADVICE = "copy the file anew, or set the trial's tier to 'none'"  # what to do about a damaged trial
+
     def __init__(self, path: Path, mouse: Mouse, tiers: dict[int, str]) -> None:
         self.path = path
         self.mouse = mouse
         self.tiers = tiers
-        self._lengths: dict[int, tuple[int, int]] = {}
         self._hidden: dict[str, bool] = {}
         self._repeats: dict[str, list[list[int]]] = {}
 
-    @classmethod
-    def open(cls, path: Path, mouse_id: str | None = None) -> Session:
-        """Opens a session's folder; where there is only `<path>.zip`, unpacks it first.
+    @staticmethod
+    def open(path: Path, mouse_id: str | None = None) -> Session:
+        """Opens a session's folder, as recorded or packed; where there is only `<path>.zip`, unpacks it first.
 
         Args:
             path: folder, or its archive.
             mouse_id: name of the mouse; default the letter of a published session, else the folder's name.
 
         Raises:
-            DataError: a file of `meta` is missing, damaged or inconsistent.
+            DataError: what describes the session is missing, damaged or inconsistent.
         """
+        from viv1t.data.store import PackedSession  # it is made of what is defined here
+
         path = Path(path)
         archive = path if path.suffix == ".zip" and path.is_file() else path.with_name(path.name + ".zip")
         if not path.is_dir() and archive.is_file():
@@ -73,84 +114,51 @@ class Session:
         if not path.is_dir():
             raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
         name = path.resolve().name
-        mouse_id = mouse_id or LETTERS.get(name, name)
-
-        def meta(file: str, advice: str) -> np.ndarray:
-            try:
-                return read_npy(path / file)
-            except (OSError, ValueError) as error:
-                raise DataError(f"mouse {mouse_id}: {path / file}: {_reason(error)}; {advice}") from error
-
-        tiers = meta(TIERS_FILE, "expected the tier's name of every trial, saved as text")
-        coordinates = meta(COORDINATES_FILE, "expected the neurons' positions, (N, 3) numbers")
-        unit_ids = meta(UNIT_IDS_FILE, "expected the neurons' numbers, (N,) integers")
-        if tiers.ndim != 1 or tiers.dtype.kind not in "US":
-            raise DataError(f"mouse {mouse_id}: {path / TIERS_FILE}: expected (trials,) text, found {_kind(tiers)}")
-        numeric = coordinates.dtype.kind in "fiu" and np.isfinite(coordinates).all()
-        if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates) or not numeric:
-            raise DataError(
-                f"mouse {mouse_id}: {path / COORDINATES_FILE}: expected finite (N, 3), found {_kind(coordinates)}"
-            )
-        if unit_ids.shape != coordinates.shape[:1] or unit_ids.dtype.kind not in "iuf":
-            raise DataError(
-                f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected {len(coordinates)} numbers, one for each row of "
-                f"cell_motor_coordinates.npy, found {_kind(unit_ids)}"
-            )
-        names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
-        if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
-            logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
-        return cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+        kind: type[RawSession | PackedSession] = PackedSession if (path / STORE_FILE).is_file() else RawSession
+        return kind.open_folder(path, mouse_id or LETTERS.get(name, name))
 
     def trials(self, tier: str) -> list[int]:
         """The trial numbers of a tier, ascending."""
         return [trial for trial, name in self.tiers.items() if name == tier]
 
-    def file(self, variable: str, trial: int) -> Path:
-        """Where a trial's `variable` (video, response, behavior, pupil_center) lies."""
-        return self.path / "data" / FOLDERS[variable] / f"{trial}.npy"
+    def rows(self, variable: str) -> tuple[int, ...]:
+        """The axes other than time: (H, W) pixels, (N,) neurons or (2,)."""
+        return {"video": self.frame_size, "response": (self.mouse.neurons,)}.get(variable, (2,))
 
-    @cached_property
+    @property
+    @abstractmethod
     def frame_size(self) -> tuple[int, int]:
         """(H, W) of the movies in pixels."""
-        if not self.tiers:
-            raise DataError(f"mouse {self.mouse.id}: {self.path / TIERS_FILE}: names no trial")
-        used = next((trial for trial, tier in self.tiers.items() if tier in TIERS), min(self.tiers))
-        shape = self._checked(read_header, "video", used).shape
-        if len(shape) != 3 or not min(shape):
-            raise self._error("video", used, "expected (H, W, T)", f"found {shape}")
-        return shape[0], shape[1]
 
+    @abstractmethod
     def duration(self, trial: int) -> int:
-        """Recorded frames of a trial: up to the first NaN of the movie's first pixel."""
-        return self.length(trial)[0]
+        """Recorded frames of a trial."""
 
-    def length(self, trial: int) -> tuple[int, int]:
-        """A trial's recorded frames and its frames with the padding."""
-        if trial not in self._lengths:
-            video = self._checked(map_npy, "video", trial)
-            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
-                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
-            ended = np.isnan(video[0, 0])
-            duration = int(ended.argmax()) if ended.any() else video.shape[2]
-            if duration == 0:
-                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
-            self._lengths[trial] = duration, video.shape[2]
-        return self._lengths[trial]
+    @abstractmethod
+    def file(self, variable: str, trial: int) -> Path:
+        """The file that holds a trial's `variable` (video, response, behavior, pupil_center)."""
+
+    @abstractmethod
+    def place(self, variable: str, trial: int) -> Place:
+        """Where exactly it lies."""
+
+    def stored_statistics(self, source: str) -> MouseStatistics | None:
+        """The statistics `computed` or `provided` where they are kept with the trials; None where they are not."""
+        return None
 
     def read(self, variable: str, trial: int) -> np.ndarray:
         """One variable of a trial as it lies on disk, checked.
 
         Returns:
-            (H, W, T), (N, T) or (2, T), of the file's own type and order; NaN from frame `duration(trial)` on.
+            (H, W, T), (N, T) or (2, T), of the file's own type and order; padding from frame `duration(trial)` on.
 
         Raises:
             DataError: the file is missing, damaged, of another shape, or NaN or infinite before the trial's end.
         """
-        duration, frames = self.length(trial)
-        array = self._checked(read_npy, variable, trial)
-        rows = {"video": self.frame_size, "response": (self.mouse.neurons,)}.get(variable, (2,))
-        if array.shape != (*rows, frames) or array.dtype.kind not in "fiub":
-            expected = f"expected {(*rows, frames)} numbers"
+        duration, place, rows = self.duration(trial), self.place(variable, trial), self.rows(variable)
+        array = self._checked(lambda _: place.read(), variable, trial)
+        if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
+            expected = f"expected {(*rows, place.frames)} numbers"
             if variable == "response" and array.ndim == 2 and array.shape[0] != rows[0]:
                 expected += f" ({rows[0]} neurons, as in cell_motor_coordinates.npy)"
             raise self._error(variable, trial, expected, f"found {_kind(array)}")
@@ -191,9 +199,85 @@ class Session:
 
     def _error(self, variable: str, trial: int, expected: str, found: str) -> DataError:
         return DataError(
-            f"mouse {self.mouse.id}, trial {trial}: {self.file(variable, trial)}: {expected}, but {found}; copy the "
-            "file anew, or set the trial's tier to 'none'"
+            f"mouse {self.mouse.id}, trial {trial}: {self.file(variable, trial)}: {expected}, but {found}; "
+            f"{self.ADVICE}"
         )
+
+
+class RawSession(Session):
+    """A session as recorded: four files a trial. Arguments as for `Session`."""
+
+    def __init__(self, path: Path, mouse: Mouse, tiers: dict[int, str]) -> None:
+        super().__init__(path, mouse, tiers)
+        self._lengths: dict[int, tuple[int, int]] = {}
+
+    @classmethod
+    def open_folder(cls, path: Path, mouse_id: str) -> RawSession:
+        """Opens a folder in the Sensorium 2023 format; raises as `open`."""
+
+        name = path.resolve().name
+
+        def meta(file: str, advice: str) -> np.ndarray:
+            try:
+                return read_npy(path / file)
+            except (OSError, ValueError) as error:
+                raise DataError(f"mouse {mouse_id}: {path / file}: {_reason(error)}; {advice}") from error
+
+        tiers = meta(TIERS_FILE, "expected the tier's name of every trial, saved as text")
+        coordinates = meta(COORDINATES_FILE, "expected the neurons' positions, (N, 3) numbers")
+        unit_ids = meta(UNIT_IDS_FILE, "expected the neurons' numbers, (N,) integers")
+        if tiers.ndim != 1 or tiers.dtype.kind not in "US":
+            raise DataError(f"mouse {mouse_id}: {path / TIERS_FILE}: expected (trials,) text, found {_kind(tiers)}")
+        numeric = coordinates.dtype.kind in "fiu" and np.isfinite(coordinates).all()
+        if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates) or not numeric:
+            raise DataError(
+                f"mouse {mouse_id}: {path / COORDINATES_FILE}: expected finite (N, 3), found {_kind(coordinates)}"
+            )
+        if unit_ids.shape != coordinates.shape[:1] or unit_ids.dtype.kind not in "iuf":
+            raise DataError(
+                f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected {len(coordinates)} numbers, one for each row of "
+                f"cell_motor_coordinates.npy, found {_kind(unit_ids)}"
+            )
+        names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
+        if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
+            logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
+        return cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+
+    def file(self, variable: str, trial: int) -> Path:
+        """Where a trial's `variable` (video, response, behavior, pupil_center) lies."""
+        return self.path / "data" / FOLDERS[variable] / f"{trial}.npy"
+
+    def place(self, variable: str, trial: int) -> Place:
+        """Alone in its file, with time last."""
+        return Place(self.file(variable, trial), self._length(trial)[1])
+
+    @cached_property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) of the movies in pixels."""
+        if not self.tiers:
+            raise DataError(f"mouse {self.mouse.id}: {self.path / TIERS_FILE}: names no trial")
+        used = next((trial for trial, tier in self.tiers.items() if tier in TIERS), min(self.tiers))
+        shape = self._checked(read_header, "video", used).shape
+        if len(shape) != 3 or not min(shape):
+            raise self._error("video", used, "expected (H, W, T)", f"found {shape}")
+        return shape[0], shape[1]
+
+    def duration(self, trial: int) -> int:
+        """Recorded frames of a trial: up to the first NaN of the movie's first pixel."""
+        return self._length(trial)[0]
+
+    def _length(self, trial: int) -> tuple[int, int]:
+        """A trial's recorded frames and its frames with the padding."""
+        if trial not in self._lengths:
+            video = self._checked(map_npy, "video", trial)
+            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
+                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
+            ended = np.isnan(video[0, 0])
+            duration = int(ended.argmax()) if ended.any() else video.shape[2]
+            if duration == 0:
+                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
+            self._lengths[trial] = duration, video.shape[2]
+        return self._lengths[trial]
 
 
 def _kind(array: np.ndarray) -> str:
@@ -231,7 +315,7 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
         advice = f"--mouse_ids {' '.join(there)}" if there else "--ds_mode 2"
         raise DataError(f"--data {folder}: missing mice {names}; {advice} uses what is there")
     if not chosen:
-        raise DataError(f"--data {folder}: holds no recording session (a folder or .zip with {TIERS_FILE})")
+        raise DataError(f"--data {folder}: holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)")
     absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
     everything = config.mice in ("all", "all_with_test") and config.mouse_ids is None
     if everything and 0 < len(absent) < len(SENSORIUM_SESSIONS):
@@ -248,7 +332,7 @@ def discover(folder: Path) -> dict[str, Path]:
         path = entry.with_suffix("") if entry.suffix == ".zip" and entry.is_file() else entry
         known = path.name in LETTERS
         if entry.is_dir():
-            if known or (entry / TIERS_FILE).is_file():
+            if known or any((entry / file).is_file() for file in (TIERS_FILE, STORE_FILE)):
                 paths[path.name] = path
         elif entry.suffix == ".zip" and not path.is_dir() and (known or session_prefix(entry) is not None):
             paths[path.name] = path

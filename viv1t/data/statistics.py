@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from viv1t.data.npy import map_npy, read_npy
+from viv1t.data.npy import read_npy
 from viv1t.data.session import FOLDERS, VARIABLES, Session
 from viv1t.errors import DataError
 from viv1t.types import MAX_FRAMES
@@ -92,13 +92,14 @@ def provided_statistics(session: Session) -> MouseStatistics:
     Raises:
         DataError: a file is missing, damaged or of another shape.
     """
-    rows = {"video": session.frame_size, "response": (session.mouse.neurons,), "behavior": (2,), "pupil_center": (2,)}
+    if (stored := session.stored_statistics("provided")) is not None:
+        return stored
     moments = {}
     for variable in VARIABLES:
         arrays = {}
         for name in NAMES:
             path = session.path / "meta" / "statistics" / FOLDERS[variable] / "all" / f"{name}.npy"
-            shape = rows[variable]
+            shape = session.rows(variable)
             try:
                 array = read_npy(path)
                 fits = array.shape[: len(shape)] == shape and array.ndim <= len(shape) + 1
@@ -121,6 +122,8 @@ def computed_statistics(session: Session) -> MouseStatistics:
     Raises:
         DataError: a trial is missing or damaged, or there is none.
     """
+    if (stored := session.stored_statistics("computed")) is not None:
+        return stored
     trials = session.trials("train")
     key = _key(session, trials)
     for path in _cache_paths(session):
@@ -240,7 +243,7 @@ def medians(session: Session, variable: str, family: str) -> np.ndarray:
     trials = session.trials("train")
     shape = session.read(variable, trials[0]).shape
     durations = np.array([session.duration(trial) for trial in trials])
-    frames = max(map_npy(session.file(variable, trial)).shape[-1] for trial in trials)
+    frames = max(session.place(variable, trial).frames for trial in trials)
     counts = (durations[:, None] > np.arange(frames)).sum(0)
     row_bytes = 4 * frames * int(np.prod(shape[1:-1])) * len(trials)
     step = max(1, MEDIAN_BYTES // row_bytes)
@@ -248,7 +251,7 @@ def medians(session: Session, variable: str, family: str) -> np.ndarray:
     for start in range(0, shape[0], step):
         block = np.full((len(trials), min(step, shape[0] - start), *shape[1:-1], frames), np.nan, np.float32)
         for values, trial, duration in zip(block, trials, durations, strict=True):
-            values[..., :duration] = map_npy(session.file(variable, trial))[start : start + step, ..., :duration]
+            values[..., :duration] = session.place(variable, trial).map()[start : start + step, ..., :duration]
         if family == "trial":
             parts.append(_median(np.moveaxis(block, 0, -1), counts))
         else:
@@ -288,18 +291,36 @@ def _cache_paths(session: Session) -> Iterator[Path]:
     yield root / "viv1t" / f"{session.mouse.session}-{place}.safetensors"
 
 
-def _save(path: Path, key: str, statistics: MouseStatistics) -> None:
-    assert statistics.time is not None
+def statistics_tensors(statistics: MouseStatistics) -> dict[str, np.ndarray]:
+    """The statistics as named arrays, `<family>/<variable>/<min|max|mean|std>`, for a safetensors file."""
     tensors = {"counts": statistics.counts, "trial_ids": np.array(statistics.trial_ids, np.int64)}
-    for family, moments in (("trial", statistics.trial), ("time", statistics.time)):
-        for variable in VARIABLES:
+    for family, moments in (("trial", statistics.trial), ("time", statistics.time or {})):
+        for variable, of_variable in moments.items():
             for name in NAMES:
-                tensors[f"{family}/{variable}/{name}"] = np.ascontiguousarray(getattr(moments[variable], name))
+                tensors[f"{family}/{variable}/{name}"] = np.ascontiguousarray(getattr(of_variable, name))
+    return tensors
+
+
+def statistics_from_tensors(tensors: Mapping[str, np.ndarray]) -> MouseStatistics:
+    """What `statistics_tensors` was given.
+
+    Raises:
+        KeyError: an array is missing.
+    """
+
+    def family(of: str) -> dict[str, Moments]:
+        return {v: Moments(*(tensors[f"{of}/{v}/{name}"] for name in NAMES)) for v in VARIABLES}
+
+    time = family("time") if any(name.startswith("time/") for name in tensors) else None
+    return MouseStatistics(family("trial"), time, tuple(tensors["trial_ids"].tolist()), tensors["counts"])
+
+
+def _save(path: Path, key: str, statistics: MouseStatistics) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(part, "xb") as file:
-            file.write(safetensors.numpy.save(tensors, {"key": key}))
+            file.write(safetensors.numpy.save(statistics_tensors(statistics), {"key": key}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -315,12 +336,7 @@ def _load(path: Path, key: str) -> MouseStatistics | None:
         with safetensors.safe_open(path, framework="np") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            families = {
-                family: {v: Moments(*(file.get_tensor(f"{family}/{v}/{name}") for name in NAMES)) for v in VARIABLES}
-                for family in FAMILIES
-            }
-            trials, counts = file.get_tensor("trial_ids"), file.get_tensor("counts")
+            return statistics_from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         logger.warning("%s: damaged cache of statistics (%s), computed anew", path, error)
         return None
-    return MouseStatistics(families["trial"], families["time"], tuple(trials.tolist()), counts)

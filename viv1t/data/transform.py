@@ -123,8 +123,8 @@ class Transform:
         """
         values = {v: self._values(v, trial_id, raw[v], first_frame, frames) for v in VARIABLES}
         video = np.ascontiguousarray(values["video"].transpose(2, 0, 1))
-        if self._crop is not None:
-            video = self._cropped(video)
+        if self.crops:
+            video = self.crop(torch.from_numpy(video)).numpy()
         return Trial(
             mouse_id=self.mouse_id,
             trial_id=trial_id,
@@ -134,6 +134,19 @@ class Transform:
             behavior=values["behavior"],
             pupil_center=values["pupil_center"],
         )
+
+    @property
+    def crops(self) -> bool:
+        """Whether movies are cropped around their centre."""
+        return self._crop is not None
+
+    def crop(self, video: torch.Tensor) -> torch.Tensor:
+        """The central part of every frame, resized to the whole: (T, H, W) to (T, H, W)."""
+        assert self._crop is not None
+        rows, columns = (torch.from_numpy(pixels).to(video.device) for pixels in self._crop)
+        inner = video[:, rows[:, None], columns][:, None]
+        resized = F.interpolate(inner, size=video.shape[1:], mode="bilinear", align_corners=False, antialias=False)
+        return resized[:, 0]
 
     def response(self, trial_id: int, raw: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
         """The response alone, (N, frames) float32; arguments as for `apply`."""
@@ -152,13 +165,6 @@ class Transform:
             array -= offset
             array *= scale
         return array
-
-    def _cropped(self, video: np.ndarray) -> np.ndarray:
-        assert self._crop is not None
-        rows, columns = self._crop
-        inner = torch.from_numpy(video[:, rows[:, None], columns])[:, None]
-        resized = F.interpolate(inner, size=video.shape[1:], mode="bilinear", align_corners=False, antialias=False)
-        return resized[:, 0].numpy()
 
     def _affine(self, mode: str, variable: str, s: Moments) -> Affine:
         if mode == "published" and variable == "video":
