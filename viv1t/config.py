@@ -514,8 +514,7 @@ class RunConfig:
             options.setdefault("core_parallel_attention", False)
             options.setdefault("core_norm_qk", False)
             options.setdefault("core_ff_activation", "gelu")
-            if "core_mha_dropout" in options:
-                options.setdefault("core_ff_dropout", options["core_mha_dropout"])
+            options.setdefault("core_ff_dropout", options.get("core_mha_dropout", VivitConfig.mha_dropout))
         return cls.from_options(options, strict=False)
 
     def to_options(self) -> Options:
