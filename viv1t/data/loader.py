@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Recordings:
         self._transforms = transforms
         self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
         self._share = share(list(sessions), config.batch_size, rank, ranks)
-        self._reader = self._disk_reader(sessions)
+        self._reader = open_reader(config, transforms, sessions)
         self._training_reader = self._cache() or self._reader
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.frame_size = frame_size
@@ -181,17 +182,13 @@ class Recordings:
         self._reader.close()
         self._training_reader.close()
 
-    def _disk_reader(self, sessions: dict[str, Session]) -> Reader:
-        if self._config.num_workers == 0 or self._config.center_crop < 1:
-            return ThreadReader(sessions, self._transforms, self._config.num_workers)
-        return Prefetcher(sessions, self._transforms, self._config.num_workers)
-
     def _cache(self) -> Reader | None:
         """What `--cache_data` asks for."""
         mode, workers = self._config.cache_data, self._config.num_workers
         trials = {mouse: self._train[mouse] for mouse in self._share if self._train[mouse]}
         if mode == "cpu":
-            return CpuCache(self._sessions, trials, workers, self._disk_reader)
+            reader = partial(open_reader, self._config, self._transforms)
+            return CpuCache(self._sessions, trials, workers, reader)
         if mode == "gpu":
             if not torch.cuda.is_available():
                 raise ConfigError("--cache_data gpu needs a CUDA GPU, and there is none here; use --cache_data cpu")
@@ -220,6 +217,13 @@ class Recordings:
         if crop == -1 or recorded <= crop:
             return Sample(trial, 0, recorded)
         return Sample(trial, crop_start(self._seed, epoch, mouse, trial, recorded - crop + 1, visit), crop)
+
+
+def open_reader(config: DataConfig, transforms: dict[str, Transform], sessions: dict[str, Session]) -> Reader:
+    """The fastest reader that can do what is asked."""
+    if config.num_workers == 0 or config.center_crop < 1:
+        return ThreadReader(sessions, transforms, config.num_workers)
+    return Prefetcher(sessions, transforms, config.num_workers)
 
 
 def training_trials(session: Session, config: DataConfig) -> list[int]:
