@@ -18,7 +18,7 @@ class DataError(Viv1tError, ValueError):
 
 
 class CheckpointError(Viv1tError, ValueError):
-    """A run folder or checkpoint that is missing, damaged or does not fit the model. Exit status 1."""
+    """A run folder or checkpoint that is missing, damaged, in use or does not fit the model. Exit status 1."""
 
 
 class TrainingError(Viv1tError, RuntimeError):

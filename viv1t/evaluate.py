@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
-from viv1t.errors import ConfigError
+from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.validate import scored_trials
-
-log = logging.getLogger("viv1t")
 
 
 @dataclass
@@ -56,7 +55,10 @@ def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence
                     f"({getattr(first, name)} and {getattr(other, name)})"
                 )
     mice = tuple(mouse_ids) if mouse_ids else first.mouse_ids
-    return dataclasses.replace(first, path=path or first.path, mouse_ids=mice, limit_data=None, cache_data=False)
+    allowed = "all" if first.mice == "all_with_test" else first.mice  # which tiers are for training does not matter
+    return dataclasses.replace(
+        first, path=path or first.path, mice=allowed, mouse_ids=mice, limit_data=None, cache_data=None
+    )
 
 
 def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str]) -> dict[str, TierScores]:
@@ -68,16 +70,23 @@ def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[st
         tiers: names, as `validation`.
 
     Raises:
-        ConfigError: a mouse of the recordings is not in every model, or has another number of neurons there.
+        DataError: the recordings are not those of the models: other mice, neurons or frames.
     """
     for mouse_id, mouse in recordings.mice.items():
         for model in models:
             if model.neurons.get(mouse_id) != mouse.neurons:
-                raise ConfigError(
+                raise DataError(
                     f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the "
-                    f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: "
-                    "choose with --mouse_ids"
+                    f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: give the "
+                    "recordings it was trained on with --data, or choose with --mouse_ids"
                 )
+    for model in models:
+        if recordings.frame_size != model.frame_size:
+            found, expected = (f"{h} x {w}" for h, w in (recordings.frame_size, model.frame_size))
+            raise DataError(
+                f"the movies have frames of {found} pixels, but the model was trained on {expected}: give the "
+                "recordings it was trained on with --data"
+            )
     scores: dict[str, TierScores] = {}
     for tier in tiers:
         scores[tier] = result = TierScores()
@@ -128,6 +137,37 @@ def as_mapping(scores: Mapping[str, TierScores]) -> dict[str, dict[str, object]]
             averages[tier] = {**score.to_average, "average": float(np.mean(list(score.to_average.values())))}
     if averages:
         result["correlation_to_average"] = averages
+    return result
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The content of an `evaluation.yaml`; nothing where there is none.
+
+    Raises:
+        CheckpointError: it is not a mapping.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as YAML; delete it, or choose another --output") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: a mapping of tiers was expected; delete it, or choose another --output")
+    return content
+
+
+def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier evaluation of the same run with newer scores: tiers and mice not scored now keep theirs."""
+    result = dict(before)
+    for key, value in new.items():
+        old = result.get(key)
+        result[key] = value
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = merged(old, value)
+            if "average" in value:
+                by_mouse = [r for m, r in result[key].items() if m != "average"]
+                result[key]["average"] = float(np.mean(by_mouse))
     return result
 
 

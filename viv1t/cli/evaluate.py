@@ -10,11 +10,11 @@ import yaml
 from viv1t.cli.options import Parser, run_main
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError, DataError
-from viv1t.evaluate import as_mapping, as_table, data_config, evaluate, load_models
+from viv1t.evaluate import as_mapping, as_table, data_config, evaluate, load_models, merged, read_evaluation
 from viv1t.files import write_text
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.trainer import best_device
-from viv1t.types import TIERS
+from viv1t.types import OLD_MICE, TEST_TIERS, TIERS
 
 
 def _work(argv: Sequence[str] | None) -> int:
@@ -38,12 +38,10 @@ def _work(argv: Sequence[str] | None) -> int:
 
     models = load_models(args.runs, best_device(args.device))
     runs = [RunFolder(run) for run in args.runs]
+    known = [m for m in models[0].mouse_ids if all(m in model.neurons for model in models)]
     mice = args.mouse_ids or models[0].mouse_ids
-    unknown = [m for m in mice if any(m not in model.neurons for model in models)]
-    if unknown:
-        raise ConfigError(
-            f"--mouse_ids {' '.join(unknown)}: not in every model; they have {', '.join(models[0].mouse_ids)}"
-        )
+    if unknown := [m for m in mice if m not in known]:
+        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every run; they have {', '.join(known) or 'none'}")
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
     recordings = Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)
     try:
@@ -55,25 +53,23 @@ def _work(argv: Sequence[str] | None) -> int:
             print(f"{tier}: the responses of mouse {', '.join(score.hidden)} are withheld; left out")
         elif not score.single_trial:
             print(f"{tier}: no trials; left out")
+        trained = [m for m in score.single_trial if m in OLD_MICE and tier in TEST_TIERS]
+        if trained and any(run.config().data.mice == "all_with_test" for run in runs):
+            print(f"{tier}: with --ds_mode 3, mouse {', '.join(trained)} was trained on these very trials")
     if not any(score.single_trial for score in scores.values()):
         raise DataError(f"nothing to score: no responses in {', '.join(tiers)}")
     print(as_table(scores))
-    output = Path(args.output) if args.output else (runs[0].path if len(runs) == 1 else Path()) / "evaluation.yaml"
-    before: dict[str, object] = {}
-    if output.is_file() and args.output is None:
-        before = yaml.safe_load(output.read_text(encoding="utf-8")) or {}
-    write_text(output, yaml.safe_dump(merge(before, as_mapping(scores)), sort_keys=False))
+    result = as_mapping(scores)
+    if args.output:
+        output = Path(args.output)
+    elif len(runs) > 1:
+        output = Path("evaluation.yaml")
+    else:
+        output = runs[0].evaluation
+        result = merged(read_evaluation(output), result)
+    write_text(output, yaml.safe_dump(result, sort_keys=False))
     print(f"written to {output}")
     return 0
-
-
-def merge(before: dict[str, object], new: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Adds new tiers to an earlier evaluation."""
-    result = dict(before)
-    for key, value in new.items():
-        old = result.get(key)
-        result[key] = {**old, **value} if key == "correlation_to_average" and isinstance(old, dict) else value
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import logging
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -23,8 +25,20 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        known, left = self.parse_known_args(args, namespace)
+        if not left:
+            return known
+        flag = left[0].split("=")[0]
+        if not flag.startswith("-"):
+            self.error(f"unexpected word {left[0]!r}")
+        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        self.error(f"unknown option {flag}" + (f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"))
+
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\nTry '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def _number(value: str) -> Any:
@@ -69,6 +83,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         if annotation.startswith("bool") and flag not in INTEGER_SWITCHES:
             # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
             keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "true|false"}
+        elif flag == "cache_data":
+            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "cpu|gpu"}
         elif annotation.startswith("tuple"):
             keywords |= {"nargs": "+", "metavar": "ID"}
         elif field.metadata["codes"] or annotation.startswith(("int", "bool")):
@@ -110,16 +126,20 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
     logging.basicConfig(level=logging.WARNING, format=f"{program}: warning: %(message)s")
     try:
-        return work(argv)
+        status = work(argv)
+        sys.stdout.flush()
+        return status
     except Viv1tError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        # Nobody reads any more; the interpreter would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        name = f" {error.filename}" if error.filename else ""
+        name = f" {error.filename}:" if error.filename else ""
         print(f"{program}: error:{name} {error.strerror or error}", file=sys.stderr)
         return 1

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError
+from viv1t.plot import learning_curves
 from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import Trainer, start_logging
-from viv1t.train.validate import Validation, validate
+from viv1t.train.run_log import RunLog
+from viv1t.train.trainer import Trainer, check_trainable
+from viv1t.train.validate import Validation
+
+Row = dict[str, Any]
 
 
 def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
+    check_trainable(config)
+    wandb = _wandb(config)
     folder = RunFolder(config.train.output_dir)
-    folder.lock()
-    recordings = None
-    try:
-        if config.train.clear_output_dir:
-            folder.clear()
-        elif folder.exists() and folder.last.is_file():
-            folder.check_same(config)
-        recordings = Recordings.open(config.data, config.train.seed)
-        trainer = Trainer(config, recordings, folder)
-        handler = start_logging(folder.log, config.train.verbose)
-        try:
+    with RunLog(config.train.verbose) as log, folder.locked():
+        folder.check_start(config)
+        with closing(Recordings.open(config.data, config.train.seed)) as recordings:
+            trainer = Trainer(config, recordings, folder)
             trainer.begin()
-            if trainer.finished:
-                logging.getLogger("viv1t").info("%s is finished after epoch %d", folder.path, trainer.epoch)
-            trainer.fit()
-            final = validate(trainer.model, recordings, config.optimizer)
-            trainer.write_evaluation(final)
-        finally:
-            handler.close()
-        return trainer, final
-    finally:
-        if recordings is not None:
-            recordings.close()
-        folder.unlock()
+            log.open(folder.log)
+            return trainer, trainer.fit(_after_epoch(config, folder, wandb))
+
+
+def _wandb(config: RunConfig) -> Any:
+    """The package of that name, if the run is to be logged with it."""
+    if config.train.wandb is None:
+        return None
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError("--wandb needs the package wandb: install it with `pip install wandb`") from error
+    return wandb
+
+
+def _after_epoch(config: RunConfig, folder: RunFolder, wandb: Any) -> Callable[[Row], None]:
+    """Draws and logs each epoch, as asked for."""
+    train = config.train
+    logged = None
+    if wandb is not None:
+        logged = wandb.init(
+            group=train.wandb, name=folder.path.name, id=train.wandb_id, resume="allow", dir=str(folder.path),
+            config=config.to_options(),
+        )  # fmt: skip
+
+    def after_epoch(row: Row) -> None:
+        if train.save_plots:
+            folder.plots.mkdir(exist_ok=True)
+            learning_curves(folder.metrics, folder.plots / f"learning_curves.{train.format}", dpi=train.dpi)
+        if logged is not None:
+            logged.log(row, step=row["epoch"])
+
+    return after_epoch
 
 
 def _work(argv: Sequence[str] | None) -> int:
@@ -61,8 +82,6 @@ def _work(argv: Sequence[str] | None) -> int:
         from viv1t.cli.demo import run_demo
 
         return run_demo(options)
-    if "data" in options and not isinstance(options["data"], str):
-        raise ConfigError(f"--data takes a folder, not {options['data']!r}")
     config = RunConfig.from_options(options)
     _, final = run(config)
     if config.train.verbose:

@@ -21,15 +21,21 @@ from viv1t.files import replacing
 from viv1t.model.published import check_entries
 
 FORMAT = "viv1t-checkpoint-1"
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes tensors and JSON-able facts atomically."""
+    """Writes tensors and JSON-able facts atomically.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     # Shared or strided memory cannot be stored; a checkpoint holds plain copies.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,37 +60,45 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def model_entries(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state under `model/`."""
-    return {_MODEL + key: value for key, value in model.state_dict().items()}
+def module_entries(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The state of every module, under `<module>/<entry>`."""
+    return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def optimizer_entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts under `optimizer/<parameter>/<name>`."""
-    entries = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            entries[f"{_OPTIMIZER}{name}/{key}"] = torch.as_tensor(value)
-    return entries
-
-
-def load_model_entries(model: nn.Module, entries: Mapping[str, Tensor], where: str) -> None:
-    """Loads what `model_entries` gave.
+def load_module_entries(modules: Mapping[str, nn.Module], entries: Mapping[str, Tensor], where: str) -> None:
+    """Loads what `module_entries` gave; other modules' entries are left alone.
 
     Raises:
         CheckpointError: entries are missing, surplus or misshaped; lists them.
     """
-    state = {key.removeprefix(_MODEL): value for key, value in entries.items() if key.startswith(_MODEL)}
-    check_entries(model.state_dict(), state, where, {})
-    model.load_state_dict(state)
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        state = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+        check_entries(module.state_dict(), state, where, {})
+        module.load_state_dict(state)
 
 
-def load_optimizer_entries(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Mapping[str, Tensor]) -> None:
+def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"optimizer/{m}/{key}": p for m, module in modules.items() for key, p in module.named_parameters()}
+
+
+def optimizer_entries(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts under `optimizer/<module>/<parameter>/<name>`."""
+    entries = {}
+    for name, parameter in _parameters(modules).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            entries[f"{name}/{key}"] = torch.as_tensor(value)
+    return entries
+
+
+def load_optimizer_entries(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, entries: Mapping[str, Tensor]
+) -> None:
     """Loads what `optimizer_entries` gave; parameters without an entry start without moments."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(modules).items():
         state: dict[str, Tensor] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = entries.get(f"{_OPTIMIZER}{name}/{key}")
+            value = entries.get(f"{name}/{key}")
             if value is not None:
                 # The step count stays on the CPU unless the optimizer is a fused one on CUDA.
                 state[key] = value.clone() if key == "step" and not parameter.is_cuda else value.to(parameter.device)

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +19,10 @@ from viv1t.errors import CheckpointError, ConfigError
 from viv1t.files import replacing, write_text
 from viv1t.model.published import from_published, to_published
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
-from viv1t.train.checkpoint import load_model_entries, read_checkpoint
+from viv1t.train.checkpoint import load_module_entries, read_checkpoint
+from viv1t.types import MAX_FRAMES
 
-# Options that may differ when a run goes on: they do not change what is computed.
+# Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
     "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile",
@@ -41,26 +42,35 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.yaml"
         self.log = self.path / "output.log"
         self.plots = self.path / "plots"
-        self._lock: IO[str] | None = None
 
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.args.is_file()
 
-    def clear(self) -> None:
-        """Deletes the run.
+    def check_start(self, config: RunConfig) -> None:
+        """Whether a run can be started, continued or, with `clear_output_dir`, replaced here; changes nothing.
 
         Raises:
-            ConfigError: the folder holds something that is not a run.
+            ConfigError: the folder holds something else, or a run with other options.
         """
-        if not self.path.exists():
-            return
-        # The lock may be there already: it is taken before anything is deleted.
-        if not self.path.is_dir() or (not self.exists() and {p.name for p in self.path.iterdir()} - {".lock"}):
+        # The lock is taken before this, and hidden files are nobody's results.
+        if not self.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             raise ConfigError(
-                f"--clear_output_dir: {self.path} is not a run folder (it has no args.yaml); "
-                "nothing was deleted: choose another --output_dir"
+                f"--output_dir {self.path} is not a run folder (it has no args.yaml), and not empty; nothing was "
+                "deleted: choose another folder"
             )
+        if config.train.clear_output_dir:
+            return
+        if self.last.is_file():
+            self._check_same(config)
+        elif self.published.is_file():
+            raise ConfigError(
+                f"--output_dir {self.path} holds a published run, which cannot be continued in place: start from it "
+                f"with --restore {self.path} and another --output_dir"
+            )
+
+    def clear(self) -> None:
+        """Deletes everything in the folder but the lock."""
         for entry in self.path.iterdir():
             if entry.name == ".lock":
                 continue
@@ -69,31 +79,48 @@ class RunFolder:
             else:
                 entry.unlink()
 
-    def lock(self) -> None:
-        """Claims the folder for this process until it ends.
+    def discard_results(self) -> None:
+        """Deletes what a run interrupted in its first epoch may have left."""
+        for path in (self.best, self.metrics, self.evaluation):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Claims the folder, made when missing, for this process; folders that stay empty are taken away again.
 
         Raises:
-            ConfigError: the folder cannot be written, or another process is at work in it.
+            CheckpointError: the folder cannot be written, or another process is at work in it.
         """
         try:
+            made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115
+            lock = self._take_lock()
         except OSError as error:
-            raise ConfigError(f"--output_dir {self.path} cannot be written: {error.strerror or error}") from error
+            raise CheckpointError(f"--output_dir {self.path} cannot be written: {error.strerror or error}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another process is training in {self.path}: wait for it or choose another --output_dir"
-            ) from error
+            yield
+        finally:
+            (self.path / ".lock").unlink(missing_ok=True)
+            lock.close()
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
-    def unlock(self) -> None:
-        """Gives the folder back."""
-        if self._lock is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path / ".lock")
-            self._lock.close()
-            self._lock = None
+    def _take_lock(self) -> IO[str]:
+        path = self.path / ".lock"
+        while True:
+            lock = open(path, "a")  # noqa: SIM115
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it may have deleted the file meanwhile: a lock on a deleted file keeps nobody out.
+                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock
+            except BlockingIOError as error:
+                lock.close()
+                raise CheckpointError(
+                    f"another process is training in {self.path}: wait for it or choose another --output_dir"
+                ) from error
+            lock.close()
 
     def write_args(self, config: RunConfig, shapes: Mapping[str, Any]) -> None:
         """Writes `args.yaml`: every option by its published name, and the shapes of inputs and outputs."""
@@ -122,10 +149,10 @@ class RunFolder:
         except ConfigError as error:
             raise CheckpointError(f"{self.args}: {error}") from error
 
-    def check_same(self, config: RunConfig) -> None:
-        """Raises a ConfigError when the folder's run was made with other options than `config`."""
+    def _check_same(self, config: RunConfig) -> None:
         before, now = self.config().to_options(), config.to_options()
-        differ = [k for k in sorted(before.keys() | now.keys()) if k not in _FREE and before.get(k) != now.get(k)]
+        free = _FREE - {"epochs"} if config.optimizer.schedule == "cosine" else _FREE
+        differ = [k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)]
         if differ:
             words = ", ".join(f"--{k} {before.get(k)} (now {now.get(k)})" for k in differ)
             raise ConfigError(
@@ -145,7 +172,7 @@ class RunFolder:
         if ours:
             entries, _ = read_checkpoint(self.best)
         elif self.published.is_file():
-            entries = read_published(self.published)
+            entries, _ = read_published(self.published)
         else:
             raise CheckpointError(
                 f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor "
@@ -155,7 +182,7 @@ class RunFolder:
         mice, frame_size = _shapes(args, self.args)
         model = build_model(config, mice, frame_size)
         if ours:
-            load_model_entries(model, entries, str(self.best))
+            load_module_entries({"model": model}, entries, str(self.best))
         else:
             model.load_state_dict(from_published(model, entries, str(self.published)))
         return model.to(device).eval()
@@ -164,7 +191,7 @@ class RunFolder:
 def shapes_of(model: ViV1T, crop_frame: int) -> dict[str, Any]:
     """The `input_shapes` and `output_shapes` of `args.yaml`."""
     height, width = model.frame_size
-    frames = crop_frame
+    frames = crop_frame if crop_frame > 0 else MAX_FRAMES
     return {
         "input_shapes": {
             "video": [1, frames, height, width], "behavior": [2, frames], "pupil_center": [2, frames],
@@ -187,8 +214,8 @@ def _shapes(args: Mapping[str, Any], where: Path) -> tuple[dict[str, Neurons], t
     return mice, (height, width)
 
 
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The `model` mapping of a published checkpoint, read without running anything in it.
+def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The `model` mapping of a published checkpoint and its numbers, read without running anything in it.
 
     Raises:
         CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
@@ -201,21 +228,26 @@ def read_published(path: Path) -> dict[str, Tensor]:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in model.items()):
         raise CheckpointError(f"{path}: a mapping with an entry 'model' of named tensors was expected")
-    return model
+    return model, {key: value for key, value in content.items() if isinstance(value, int | float)}
 
 
 def save_published(run: RunFolder, out: Path) -> Path:
     """Writes a run as a published run folder: `args.yaml` and `ckpt/model_state.pt`.
 
     The published format is PyTorch's own, read by the authors' analysis code.
+
+    Raises:
+        CheckpointError: `run` is no run folder, or its checkpoint is missing or damaged.
+        ConfigError: `out` is there and not empty.
     """
     target = RunFolder(out)
-    if target.path.exists() and any(target.path.iterdir()):
-        raise ConfigError(f"{out} exists and is not empty: choose another folder")
+    if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty folder: choose another")
     model = run.load_model()
-    facts = read_checkpoint(run.best)[1] if run.best.is_file() else {"epoch": 0, "value": 0.0}
+    facts = read_checkpoint(run.best)[1] if run.best.is_file() else read_published(run.published)[1]
+    content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": to_published(model)}
     with replacing(target.published) as temporary:
-        torch.save({"epoch": facts["epoch"], "value": facts["value"], "model": to_published(model)}, temporary)
+        torch.save(content, temporary)
     shapes = {k: v for k, v in run.read_args().items() if k in ("input_shapes", "output_shapes")}
     write_text(target.args, yaml.safe_dump(run.config().to_options() | shapes, sort_keys=True))
     return target.path

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.criterion import criterion
-from viv1t.errors import TrainingError
+from viv1t.errors import DataError, TrainingError
+from viv1t.model.critic import Critic
 from viv1t.model.viv1t import ViV1T
-from viv1t.types import Batch
+from viv1t.types import MAX_FRAMES, Batch
 
 
-def frame_mask(batch: Batch, frames_out: int) -> Tensor | None:
-    """(B, t) True at the predicted frames that a trial really has; None when no trial is padded."""
-    if not batch.padded:
-        return None
-    frames_in = batch.video.shape[2]
-    last = torch.arange(frames_in - frames_out, frames_in)
-    return (last < batch.frames[:, None]).to(batch.video.device)
+def by_length(batch: Batch) -> list[Batch]:
+    """The batch's trials in batches of one length each, ascending, without padding or what lies past 300 frames.
+
+    Padding would reach the predictions through attention over frames and through batch norm.
+    """
+    frames = batch.frames.clamp(max=MAX_FRAMES)
+    parts = []
+    for length in sorted(set(frames.tolist())):
+        same = frames == length
+        rows: Any = slice(None) if same.all() else same.nonzero()[:, 0]
+        parts.append(
+            Batch(
+                mouse_id=batch.mouse_id,
+                trial_ids=tuple(trial for trial, here in zip(batch.trial_ids, same.tolist(), strict=True) if here),
+                video=batch.video[rows, :, :length],
+                response=batch.response[rows, :, :length],
+                behavior=batch.behavior[rows, :, :length],
+                pupil_center=batch.pupil_center[rows, :, :length],
+                frames=frames[rows],
+            )
+        )
+    return parts
+
+
+def _joined(series: list[Tensor]) -> Tensor:
+    """Series (B, N, t) of any t as one, shorter ones followed by zeros."""
+    longest = max(s.shape[2] for s in series)
+    return torch.cat([F.pad(s, (0, longest - s.shape[2])) for s in series]) if len(series) > 1 else series[0]
+
+
+def _backward(loss: Tensor) -> None:
+    if loss.requires_grad:  # the random readout leaves nothing to train
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 class Step:
@@ -28,57 +58,136 @@ class Step:
 
     Args:
         model: in training mode.
-        optimizer: over its parameters.
+        optimizer: over its parameters, and the critic's.
         config: criterion, clipping and micro batches.
         train_sizes: training trials of each mouse, which scale its loss.
+        critic: trained beside the model, which it leaves alone.
     """
 
     def __init__(
-        self, model: ViV1T, optimizer: torch.optim.Optimizer, config: RunConfig, train_sizes: Mapping[str, int]
+        self,
+        model: ViV1T,
+        optimizer: torch.optim.Optimizer,
+        config: RunConfig,
+        train_sizes: Mapping[str, int],
+        critic: Critic | None = None,
     ) -> None:
-        self.model, self.optimizer, self.train_sizes = model, optimizer, train_sizes
+        self.model, self.optimizer, self.train_sizes, self.critic = model, optimizer, train_sizes, critic
         self.options = config.optimizer
         self.micro_batch_size = config.train.micro_batch_size
         self.parameters = list(model.parameters())
-
-    def loss(self, batch: Batch, batch_size: int) -> Tensor:
-        """The criterion of a (micro) batch, part of a whole batch of `batch_size` trials."""
-        prediction = self.model(batch.video, batch.mouse_id, batch.behavior, batch.pupil_center)
-        return criterion(
-            self.options.criterion,
-            batch.response,
-            prediction,
-            train_trials=self.train_sizes[batch.mouse_id],
-            batch_size=batch_size,
-            ds_scale=self.options.ds_scale,
-            mask=frame_mask(batch, prediction.shape[2]),
-        )
+        self._accumulated: list[tuple[str, Tensor]] = []
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Adds the gradients of one mouse's batch, micro batch by micro batch; returns the loss, detached.
 
         Raises:
-            TrainingError: the loss is not finite; names the mouse and trials.
+            DataError: a trial is too short for the core.
+            TrainingError: the GPU's memory does not suffice.
         """
+        trials = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}"
         size = self.micro_batch_size or len(batch)
         total = torch.zeros((), device=batch.video.device)
-        for start in range(0, len(batch), size):
-            loss = self.loss(batch.slice(start, start + size), len(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        if not torch.isfinite(total):
-            trials = ", ".join(map(str, batch.trial_ids))
+        try:
+            for start in range(0, len(batch), size):
+                loss, critic_loss = self._losses(batch.slice(start, start + size), len(batch))
+                _backward(loss if critic_loss is None else loss + critic_loss)
+                total += loss.detach()
+        except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the loss of mouse {batch.mouse_id}, trials {trials}, is {total.item()}: the weights were not "
-                "updated; look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
-            )
+                f"{trials}: {min(size, len(batch))} trials at a time do not fit in the GPU's memory; lower "
+                "--micro_batch_size, or set --grad_checkpointing 1"
+            ) from error
+        self._accumulated.append((trials, total))
         return total
 
-    def update(self) -> Tensor | None:
-        """Clips if asked, updates the weights, clears the gradients; returns the norm before clipping, if clipped."""
+    def update(self) -> tuple[float, Tensor | None]:
+        """Clips if asked, updates the weights, clears the gradients.
+
+        Returns:
+            The mean loss over the mice; the norm of their gradients before clipping, if clipped.
+
+        Raises:
+            TrainingError: a loss is not finite; names the mouse and trials. The weights are as they were.
+        """
+        # Looked at here and not mouse by mouse: a GPU is waited for once in a step.
+        losses = torch.stack([loss for _, loss in self._accumulated]).tolist()
+        for (trials, _), loss in zip(self._accumulated, losses, strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of {trials}, is {loss}: the weights were not updated; look at those trials with "
+                    "`viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
+                )
+        self._accumulated.clear()
         norm = None
         if self.options.grad_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return sum(losses) / len(losses), norm
+
+    def _losses(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor | None]:
+        """The criterion of a (micro) batch, part of a whole batch of `batch_size` trials, and the critic's loss."""
+        parts = by_length(batch)
+        self._check_lengths(parts[0])
+        predictions, critic_losses = [], []
+        for part in parts:
+            maps = self.model.core_output(part.video, part.mouse_id, part.behavior, part.pupil_center)
+            response = self.model.read_out(maps, part.mouse_id, part.behavior, part.pupil_center)
+            predictions.append(self.model.output(response))
+            if self.critic is not None:
+                mouse = torch.full((len(part),), self.model.mouse_ids.index(part.mouse_id), device=maps.device)
+                critic_losses.append(F.cross_entropy(self.critic(maps.detach()), mouse, reduction="sum") / batch_size)
+        prediction, response = _joined(predictions), _joined([part.response for part in parts])
+        mask = None
+        if len(parts) > 1:
+            frames_in, frames_out = response.shape[2], prediction.shape[2]
+            predicted = torch.arange(frames_in - frames_out, frames_in)
+            mask = (predicted < torch.cat([part.frames for part in parts])[:, None]).to(response.device)
+        loss = criterion(
+            self.options.criterion,
+            response,
+            prediction,
+            train_trials=self.train_sizes[batch.mouse_id],
+            batch_size=batch_size,
+            ds_scale=self.options.ds_scale,
+            mask=mask,
+        )
+        return loss, torch.stack(critic_losses).sum() if critic_losses else None
+
+    def _check_lengths(self, shortest: Batch) -> None:
+        frames = shortest.video.shape[2]
+        if self.model.config.core.output_frames(frames) < 1:
+            raise DataError(
+                f"mouse {shortest.mouse_id}, trial {', '.join(map(str, shortest.trial_ids))}: {frames} frames are "
+                "fewer than the core's temporal extent, so that nothing would be predicted; set the trial's tier to "
+                "'none'"
+            )
+
+    def find_micro_batch(self, batch: Batch) -> int:
+        """The largest micro batch that fits in the GPU's memory, found by halving, from one forward and backward.
+
+        Args:
+            batch: the largest there will be; its values do not matter, the weights stay as they are.
+
+        Raises:
+            TrainingError: not even one trial fits.
+        """
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        size = len(batch)
+        while size > 1 and not self._fits(batch.slice(0, size)):
+            size = (size + 1) // 2
+            if batch.video.is_cuda:
+                torch.cuda.empty_cache()
+        for name, value in self.model.named_buffers():
+            value.copy_(buffers[name])
+        return size
+
+    def _fits(self, batch: Batch) -> bool:
+        try:
+            _backward(self._losses(batch, len(batch))[0])
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return True

@@ -5,25 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import time
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import yaml
 
-from viv1t.config import RunConfig
+from viv1t.config import CriticConfig, RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.files import write_text
+from viv1t.model.critic import Critic
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
-    load_model_entries,
+    load_module_entries,
     load_optimizer_entries,
-    model_entries,
+    module_entries,
     optimizer_entries,
     read_checkpoint,
     write_checkpoint,
@@ -32,7 +35,8 @@ from viv1t.train.optimizer import build_optimizer
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import Step
-from viv1t.train.validate import Validation, validate
+from viv1t.train.validate import Validation, check_every_frame, check_length, validate
+from viv1t.types import MAX_FRAMES, Batch
 
 log = logging.getLogger("viv1t.train")
 
@@ -86,6 +90,16 @@ def summary(model: ViV1T) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_trainable(config: RunConfig) -> None:
+    """What can be refused before any data are read.
+
+    Raises:
+        ConfigError: the device is not available, or the core does not predict every frame.
+    """
+    best_device(config.train.device)
+    check_every_frame(config)
+
+
 @dataclass
 class Trainer:
     """A run in progress.
@@ -94,6 +108,9 @@ class Trainer:
         config: everything about the run.
         recordings: its data.
         run: its folder, locked by the caller.
+
+    Raises:
+        DataError: a mouse cannot be trained or scored.
     """
 
     config: RunConfig
@@ -104,34 +121,32 @@ class Trainer:
         train = self.config.train
         self.device = best_device(train.device)
         if train.deterministic:
-            torch.use_deterministic_algorithms(True)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            # Not everything has a deterministic form on a GPU: PyTorch then warns and names it.
+            torch.use_deterministic_algorithms(True, warn_only=self.device.type != "cpu")
         self._check_data()
         self.model = new_model(self.config, self.recordings).to(self.device)
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.modules: dict[str, torch.nn.Module] = {"model": self.model}
+        critic = None
+        if isinstance(self.config.critic, CriticConfig):
+            depth = self.model.core.output_shape[0]
+            critic = Critic(self.config.critic, depth, len(self.model.neurons)).to(self.device)
+            self.modules["critic"] = critic
+        self.optimizer = build_optimizer(self.model, self.config, critic)
         # With cosine rates there is nothing to wait for.
         self.cosine = self.config.optimizer.schedule == "cosine"
         self.schedule = PlateauSchedule(min_epochs=train.epochs if self.cosine else 0)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
-        self.started = time.monotonic()
         if train.compile:
             self.model.core.compile_blocks()
-        self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes)
+        self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic)
 
     def _check_data(self) -> None:
-        core = self.config.core
-        if getattr(core, "temporal_patch_stride", 1) > 1:
-            raise ConfigError(
-                "--core_temporal_patch_stride above 1 predicts only every stride-th frame, and scores need every "
-                "frame: train with 1 (models with a larger stride can still be loaded and run)"
-            )
-        crop = self.config.data.crop_frame
-        if crop > 0 and core.output_frames(crop) < 1:
-            raise ConfigError(
-                f"--crop_frame {crop} is shorter than the core's temporal extent: nothing would be predicted"
-            )
-        for mouse_id in self.recordings.mice:
+        for mouse_id, size in self.recordings.train_sizes.items():
+            if not size:
+                raise DataError(f"mouse {mouse_id}: no trial of the tier train; leave it out with --mouse_ids")
             if not self.recordings.trial_ids(mouse_id, "validation"):
                 raise DataError(
                     f"mouse {mouse_id} has no trials of the tier 'oracle' (validation): the schedule needs them"
@@ -144,25 +159,37 @@ class Trainer:
     # -- starting, stopping, going on ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Starts the run folder, or continues the run in it."""
-        if self.run.exists() and self.run.last.is_file():
-            self.run.check_same(self.config)
+        """Continues the run in the folder, or starts one; writes only when everything else has worked.
+
+        Raises:
+            CheckpointError: a checkpoint to go on or start from is damaged or does not fit.
+            DataError: a trial of the tier validation is damaged, or too short to be scored.
+        """
+        if self.run.last.is_file() and not self.config.train.clear_output_dir:
             self._continue()
             return
-        self.run.write_args(self.config, shapes_of(self.model, self.config.data.crop_frame))
-        write_text(self.run.path / "model.txt", summary(self.model))
+        # Training reaches these trials only after an epoch: better to know now.
+        for mouse_id in self.recordings.mice:
+            for batch in self.recordings.trials(mouse_id, "validation"):
+                check_length([self.model], batch)
         if self.config.train.restore is not None:
             self._restore(self.config.train.restore, "")
         pretrain = getattr(self.config.core, "pretrain", None)
         if pretrain is not None:
             self._restore(pretrain, "core.")
+        if self.config.train.clear_output_dir:
+            self.run.clear()
+        self.run.discard_results()
+        self.run.write_args(self.config, shapes_of(self.model, self.config.data.crop_frame))
+        write_text(self.run.path / "model.txt", summary(self.model))
 
     def _continue(self) -> None:
         entries, facts = read_checkpoint(self.run.last)
-        load_model_entries(self.model, entries, str(self.run.last))
-        load_optimizer_entries(self.model, self.optimizer, entries)
+        load_module_entries(self.modules, entries, str(self.run.last))
+        load_optimizer_entries(self.modules, self.optimizer, entries)
         self.epoch = facts["epoch"]
         self.schedule.load_state_dict(facts["schedule"])
+        self.step.micro_batch_size = facts["micro_batch_size"]
         for group, lr in zip(self.optimizer.param_groups, facts["lr"], strict=True):
             group["lr"] = lr
         self.rows = [row for row in self._read_metrics() if int(row["epoch"]) <= self.epoch]
@@ -183,15 +210,14 @@ class Trainer:
             "epoch": self.epoch,
             "schedule": self.schedule.state_dict(),
             "lr": [group["lr"] for group in self.optimizer.param_groups],
-            "finished": self.finished,
+            "micro_batch_size": self.step.micro_batch_size,
         }
-        write_checkpoint(
-            self.run.last, model_entries(self.model) | optimizer_entries(self.model, self.optimizer), facts
-        )
+        entries = module_entries(self.modules) | optimizer_entries(self.modules, self.optimizer)
+        write_checkpoint(self.run.last, entries, facts)
 
     def _load_best(self) -> None:
         entries, _ = read_checkpoint(self.run.best)
-        load_model_entries(self.model, entries, str(self.run.best))
+        load_module_entries(self.modules, entries, str(self.run.best))
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -200,8 +226,23 @@ class Trainer:
         """Whether nothing is left to train."""
         return self.epoch >= self.config.train.epochs or self.schedule.terminated
 
-    def fit(self) -> None:
-        """Trains until the schedule or the number of epochs ends it; leaves the best weights in the model."""
+    def fit(self, after_epoch: Callable[[dict[str, Any]], None] | None = None) -> Validation:
+        """Trains until the schedule or the number of epochs ends it, and scores the best weights.
+
+        Args:
+            after_epoch: called with each epoch's row of `metrics.csv` once it is written.
+
+        Returns:
+            The scores of the best weights, which are left in the model; they are in `evaluation.yaml` too.
+
+        Raises:
+            DataError: a trial is missing or damaged.
+            TrainingError: a loss is not finite, or memory does not suffice.
+        """
+        if self.finished:
+            log.info("%s is finished after epoch %d", self.run.path, self.epoch)
+        elif self.step.micro_batch_size == 0 and self.device.type == "cuda":
+            self.step.micro_batch_size = self._find_micro_batch()
         while not self.finished:
             self.epoch += 1
             began = time.monotonic()
@@ -210,12 +251,39 @@ class Trainer:
             self._schedule(validation)
             self._record(loss, validation, time.monotonic() - began)
             self._save_last()
+            if after_epoch is not None:
+                after_epoch(self.rows[-1])
         if self.run.best.is_file():
             self._load_best()
+        seed_everything(self.config.train.seed)  # the random readout draws in evaluation too
+        final = self._validate()
+        self._write_evaluation(final)
+        return final
+
+    def _find_micro_batch(self) -> int:
+        """The largest micro batch that fits, for the mouse with the most neurons."""
+        mouse_id = max(self.model.neurons, key=lambda m: self.model.neurons[m])
+        count = self.config.data.batch_size
+        frames = self.config.data.crop_frame if self.config.data.crop_frame > 0 else MAX_FRAMES
+        batch = Batch(
+            mouse_id=mouse_id,
+            trial_ids=tuple(range(count)),
+            video=torch.zeros(count, 1, frames, *self.model.frame_size),
+            response=torch.zeros(count, self.model.neurons[mouse_id], frames),
+            behavior=torch.zeros(count, 2, frames),
+            pupil_center=torch.zeros(count, 2, frames),
+            frames=torch.full((count,), frames),
+        )
+        self.model.train()
+        size = self.step.find_micro_batch(batch.to(self.device))
+        if size < count:
+            log.info("batches of %d are taken %d trials at a time, to fit in the GPU's memory", count, size)
+        return size
 
     def _train_epoch(self) -> float:
         torch.manual_seed(epoch_seed(self.config.train.seed, self.epoch))
-        self.model.train()
+        for module in self.modules.values():
+            module.train()
         if self.cosine:
             factor = cosine_factor(self.epoch, self.config.train.epochs)
             for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
@@ -226,14 +294,15 @@ class Trainer:
             f"epoch {self.epoch}/{self.config.train.epochs}", rounds, show=self.config.train.verbose > 1
         )
         losses: list[float] = []
-        round_loss = 0.0
-        for i, batch in enumerate(self.recordings.train_batches(self.epoch), start=1):
-            round_loss += float(self.step.accumulate(batch.to(self.device)))
-            if i % mice == 0:
-                self.step.update()
-                losses.append(round_loss / mice)
-                progress.step(f"loss {losses[-1]:.1f}")
-                round_loss = 0.0
+        # Closed here, so that no thread goes on reading when training is interrupted.
+        reading = cast(Generator[Batch, None, None], self.recordings.train_batches(self.epoch))
+        with closing(reading) as batches:
+            for i, batch in enumerate(batches, start=1):
+                self.step.accumulate(batch.to(self.device))
+                if i % mice == 0:
+                    loss, _ = self.step.update()
+                    losses.append(loss)
+                    progress.step(f"loss {loss:.1f}")
         progress.close()
         return float(np.mean(losses))
 
@@ -247,7 +316,8 @@ class Trainer:
     def _schedule(self, validation: Validation) -> None:
         decision = self.schedule.step(validation.mean, self.epoch)
         if decision.save:
-            write_checkpoint(self.run.best, model_entries(self.model), {"epoch": self.epoch, "value": validation.mean})
+            facts = {"epoch": self.epoch, "value": validation.mean}
+            write_checkpoint(self.run.best, module_entries(self.modules), facts)
         if decision.restore and self.run.best.is_file():
             self._load_best()
             log.info("epoch %d: back to the weights of epoch %s", self.epoch, self.schedule.best_epoch)
@@ -296,24 +366,8 @@ class Trainer:
         with open(self.run.metrics, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def write_evaluation(self, validation: Validation) -> None:
-        """Writes `evaluation.yaml` in the published layout."""
+    def _write_evaluation(self, validation: Validation) -> None:
+        """`evaluation.yaml` in the published layout."""
         scores = {m: float(r) for m, r in validation.correlation.items()}
         scores["average"] = validation.mean
         write_text(self.run.evaluation, yaml.safe_dump({"validation": scores}, sort_keys=False))
-
-
-def start_logging(path: Path, verbose: int) -> logging.Handler:
-    """Sends the run's log to `output.log`, and to the console unless `verbose` is 0; returns the file's handler."""
-    logger = logging.getLogger("viv1t")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.handlers.clear()
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(file)
-    if verbose:
-        console = logging.StreamHandler()
-        console.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(console)
-    return file

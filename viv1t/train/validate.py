@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.config import OptimizerConfig
+from viv1t.config import OptimizerConfig, RunConfig
 from viv1t.criterion import criterion
 from viv1t.data.loader import Recordings
-from viv1t.errors import DataError
+from viv1t.errors import ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
 from viv1t.types import MAX_FRAMES, Batch
@@ -20,8 +20,17 @@ from viv1t.types import MAX_FRAMES, Batch
 SKIP = 50  # frames at the start of a trial that are left out of every score
 
 
+def check_every_frame(config: RunConfig) -> None:
+    """Raises a ConfigError for a core that does not predict every frame."""
+    if getattr(config.core, "temporal_patch_stride", 1) > 1:
+        raise ConfigError(
+            "--core_temporal_patch_stride above 1 predicts only every stride-th frame, and scores need every frame: "
+            "use 1 (models with a larger stride can still be loaded and run)"
+        )
+
+
 def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
-    """Mean prediction (B, N, t) of several models for one batch, on the models' device."""
+    """Mean prediction (B, N, t) of several models for one batch, on the models' device, over the frames all predict."""
     frames = min(batch.video.shape[2], MAX_FRAMES)
     device = next(models[0].parameters()).device
     batch = batch.to(device)
@@ -33,8 +42,21 @@ def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
     )
     total = models[0](*inputs)
     for model in models[1:]:
-        total = total + model(*inputs)
+        prediction = model(*inputs)
+        common = min(total.shape[2], prediction.shape[2])
+        total = total[..., -common:] + prediction[..., -common:]
     return total / len(models)
+
+
+def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
+    """Raises a DataError that names the trial of a batch of one if it is too short to be scored."""
+    frames = min(batch.video.shape[2], MAX_FRAMES)
+    if frames <= SKIP or any(model.config.core.output_frames(frames) < 1 for model in models):
+        raise DataError(
+            f"mouse {batch.mouse_id}, trial {batch.trial_ids[0]}: {frames} frames are too short to be scored: scores "
+            f"leave out the first {SKIP}, and a core predicts nothing before its temporal extent; set the trial's "
+            "tier to 'none'"
+        )
 
 
 @torch.no_grad()
@@ -44,17 +66,16 @@ def scored_trials(
     """(trial id, prediction (N, s), response (N, s)) of every trial: the last T - 50 of its first 300 frames.
 
     Raises:
+        ConfigError: a model does not predict every frame.
         DataError: a trial is too short to be scored.
     """
+    for model in models:
+        check_every_frame(model.config)
     for batch in recordings.trials(mouse_id, tier):
+        check_length(models, batch)
         frames = min(batch.video.shape[2], MAX_FRAMES)
         prediction = ensemble_prediction(models, batch)[0]
         scored = min(frames - SKIP, prediction.shape[1])
-        if scored < 1:
-            raise DataError(
-                f"mouse {mouse_id} trial {batch.trial_ids[0]}: {frames} frames are too short to be scored; "
-                f"scores leave out the first {SKIP} frames"
-            )
         response = batch.response[0, :, :frames]
         yield batch.trial_ids[0], prediction[:, -scored:].float().cpu(), response[:, -scored:]
 

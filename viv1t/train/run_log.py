@@ -1,0 +1,66 @@
+"""The log of a run: to the console, and to the run folder once there is one."""
+
+from __future__ import annotations
+
+import logging
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import TracebackType
+
+from viv1t.errors import Viv1tError
+
+
+class _Console(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+class RunLog:
+    """While entered, takes what the package logs; what comes before `open` is written to the file as well.
+
+    Args:
+        verbose: 0 keeps the console silent.
+    """
+
+    def __init__(self, verbose: int) -> None:
+        self._logger = logging.getLogger("viv1t")
+        # Holds records until there is a file to pass them on to.
+        self._memory = MemoryHandler(10_000, logging.CRITICAL + 1)
+        self._handlers: list[logging.Handler] = [self._memory]
+        if verbose:
+            console = logging.StreamHandler()
+            console.setFormatter(_Console("%(message)s"))
+            self._handlers.append(console)
+
+    def open(self, path: Path) -> None:
+        """Appends to `path` from now on."""
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(_Console("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._memory.setTarget(file)
+        self._memory.flush()
+        self._memory.capacity = 1
+
+    def __enter__(self) -> RunLog:
+        self._before = self._logger.level, self._logger.propagate
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        for handler in self._handlers:
+            self._logger.addHandler(handler)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for handler in self._handlers[1:]:
+            self._logger.removeHandler(handler)
+        # The command tells the console by itself; the file is told here.
+        if isinstance(error, Viv1tError):
+            self._logger.error("%s", error)
+        elif isinstance(error, KeyboardInterrupt):
+            self._logger.warning("interrupted")
+        self._logger.removeHandler(self._memory)
+        file = self._memory.target
+        self._memory.close()
+        if file is not None:
+            file.close()
+        self._logger.setLevel(self._before[0])
+        self._logger.propagate = self._before[1]
