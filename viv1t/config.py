@@ -113,8 +113,18 @@ class DataConfig(_Checked):
     limit_data: int | None = option("limit_data", None, help="number of training trials drawn per mouse", low=1)
     crop_frame: int = option("crop_frame", 150, help="frames of a training sample; -1 takes whole trials", low=-1)
     batch_size: int = option("batch_size", 8, help="trials per mouse in an optimizer step", low=1)
-    cache_data: bool = option("cache_data", False, help="keep transformed trials in memory")
+    cache_data: str | None = option(
+        "cache_data",
+        None,
+        help="hold the training trials in memory: cpu (also without a word), or gpu, with responses in bf16",
+        choices=("cpu", "gpu"),
+    )
     num_workers: int = option("num_workers", 2, help="reader threads", low=0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cache_data, bool):  # the published switch
+            object.__setattr__(self, "cache_data", "cpu" if self.cache_data else None)
+        super().__post_init__()
 
     def validate(self) -> None:
         if not self.center_crop > 0:
@@ -559,6 +569,8 @@ def _encode(f: dataclasses.Field[Any], value: Any) -> Any:
     codes = f.metadata["codes"]
     if codes is not None:
         return next(k for k, v in codes.items() if v == value)
+    if f.metadata["flag"] == "cache_data":
+        return {None: False, "cpu": True}.get(value, value)
     if f.metadata["flag"] in INTEGER_SWITCHES and value is not None:
         return int(value)
     return list(value) if isinstance(value, tuple) else value
