@@ -33,9 +33,7 @@ class Critic(nn.Module):
         """maps (B, D, t, h, w) -> logits (B, mice); t, h and w are at least 10."""
         if min(maps.shape[2:]) < 10:
             found = " x ".join(map(str, maps.shape[2:]))  # frames, rows, columns
-            raise ConfigError(
-                f"--critic_mode 1 needs core outputs of 10 x 10 x 10 at least, not {found}"
-            )
+            raise ConfigError(f"--critic_mode 1 needs core outputs of 10 x 10 x 10 at least, not {found}")
         x = maps
         for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
             x = norm(F.max_pool3d(F.gelu(conv(x)), 2))

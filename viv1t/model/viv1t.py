@@ -57,7 +57,7 @@ class ViV1T(nn.Module):
 
     def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
         super().__init__()
-        self.config, self.frame_size = config, tuple(frame_size)
+        self.config, self.frame_size = config, (frame_size[0], frame_size[1])
         self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
         keys = [module_key(m) for m in mice]
         self.core: Vivit | FactorizedBaseline
