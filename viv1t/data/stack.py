@@ -5,7 +5,8 @@
     behavior.npy      (trials, T, 2)      float32
     pupil_center.npy  (trials, T, 2)      float32
 
-T is the longest trial's; shorter ones are padded at the end, with NaN or, in uint8, with zeros.
+T is the longest trial's; shorter ones are padded at the end, with NaN or, in uint8, with zeros. A grey level of -0
+counts as 0.
 """
 
 from __future__ import annotations
