@@ -107,6 +107,13 @@ class DataConfig(_Checked):
         "std), 3 standardise, 4 min-max",
         codes={0: "none", 1: "standardize_per_frame", 2: "published", 3: "standardize", 4: "min_max"},
     )
+    response_scale: str = option(
+        "response_scale",
+        "frame",
+        help="responses are divided by their standard deviation over training trials: of each frame, as published, or "
+        "of each neuron, which few trials estimate better",
+        choices=("frame", "neuron"),
+    )
     center_crop: float = option(
         "center_crop", 1.0, help="share of the frame kept around its centre, in (0, 1]", low=0, high=1
     )
@@ -133,6 +140,8 @@ class DataConfig(_Checked):
             raise ConfigError("--crop_frame must be -1 or at least 1, not 0")
         if self.statistics == "provided" and self.transform in ("standardize", "min_max"):
             raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
+        if self.statistics == "provided" and self.response_scale == "neuron":
+            raise ConfigError("--response_scale neuron needs computed statistics: use --stat_mode 1")
         if self.mouse_ids is not None and not self.mouse_ids:
             raise ConfigError("--mouse_ids needs at least one mouse")
 

@@ -48,7 +48,7 @@ def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence
     configs = [run.config().data for run in runs]
     first = configs[0]
     for run, other in zip(runs[1:], configs[1:], strict=True):
-        for name in ("statistics", "transform", "center_crop"):
+        for name in ("statistics", "transform", "response_scale", "center_crop"):
             if getattr(first, name) != getattr(other, name):
                 raise ConfigError(
                     f"{runs[0].path} and {run.path} cannot form an ensemble: they differ in {name} "

@@ -241,3 +241,13 @@ def test_provided_statistics_per_neuron(make_session: Make) -> None:
     np.testing.assert_allclose(actual.response, session.read("response", 1) / std, rtol=1e-6)
     with pytest.raises(ConfigError, match="--stat_mode 1"):
         Transform("m", "min_max", provided, 1.0, session.frame_size)
+
+
+def test_responses_are_scaled_by_each_neurons_own_deviation(make_session: Make) -> None:
+    session, statistics = opened(make_session())
+    assert statistics.time is not None
+    transform = Transform("m", "published", statistics, 1.0, session.frame_size, "neuron")
+    trial = session.trials("train")[0]
+    raw = session.read("response", trial)
+    expected = raw[:, :5] / statistics.time["response"].std[:, None]
+    np.testing.assert_allclose(transform.response(trial, raw, 0, 5), expected, rtol=1e-5)

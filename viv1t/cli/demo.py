@@ -26,12 +26,13 @@ OPTIONS: Options = {
     "ds_mode": 1,
     "mouse_ids": ["F", "G"],
     "transform_mode": 2,
+    "response_scale": "neuron",
     "core": "vivit",
     "readout": "gaussian2d",
     "output_mode": 1,
     "crop_frame": 80,
     "batch_size": 2,
-    "epochs": 11,
+    "epochs": 16,
     "lr_schedule": "cosine",
     "lr": 0.02,
     "core_lr": 0.004,
@@ -109,8 +110,10 @@ def run_demo(given: Options) -> int:
     seed = given.get("seed", 1234)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"--seed takes a whole number of at least 0, not {seed!r}")
-    data = Path(given.get("data", f"data/demo-{seed}"))
-    config = RunConfig.from_options(OPTIONS | {"data": str(data)} | given)
+    config = RunConfig.from_options(OPTIONS | {"data": f"data/demo-{seed}"} | given)
+    if config.readout.name != "gaussian2d":
+        raise ConfigError("--demo draws receptive fields, which only --readout gaussian2d has")
+    data = Path(config.data.path)
     mice = config.data.mouse_ids or ("F", "G")
     print(
         f"1/3  synthetic mice {' and '.join(mice)}: {SIZE.neurons} neurons, {SIZE.trials} training trials each, "

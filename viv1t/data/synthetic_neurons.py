@@ -96,7 +96,7 @@ class Population:
         response = np.empty_like(spikes)
         for start in range(0, len(spikes), _BLOCK):
             block = slice(start, start + _BLOCK)
-            slow = smooth_noise(rng, *spikes[block].shape, 1.0) * self.fluctuation[block, None]
+            slow = smooth_noise(rng, spikes[block].shape[0], spikes.shape[1], 1.0) * self.fluctuation[block, None]
             counts = rng.poisson(spikes[block] * np.exp(slow - self.fluctuation[block, None] ** 2 / 2))
             sizes = np.zeros(counts.shape, dtype=F32)
             fired = np.nonzero(counts)

@@ -65,6 +65,7 @@ class Transform:
         statistics: of the mouse; None for the mode none.
         center_crop: share of the frame kept around its centre, above 0 and at most 1.
         frame_size: (H, W) in pixels.
+        response_scale: responses are divided by the standard deviation of each `frame` or of each `neuron`.
 
     Attributes:
         affine: per variable, what is subtracted and multiplied; empty for the mode none.
@@ -81,6 +82,7 @@ class Transform:
         statistics: MouseStatistics | None,
         center_crop: float,
         frame_size: tuple[int, int],
+        response_scale: str = "frame",
     ) -> None:
         self.mouse_id = mouse_id
         self.affine: Mapping[str, Affine] = {}
@@ -94,7 +96,11 @@ class Transform:
             raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
         affine = {v: self._affine(mode, v, family[v]) for v in VARIABLES if v != "response"}
         try:
-            precision = response_precision(_padded(statistics.trial["response"].std))
+            deviation = statistics.trial["response"].std
+            if response_scale == "neuron":
+                assert statistics.time is not None  # the configuration asks for computed statistics
+                deviation = np.broadcast_to(statistics.time["response"].std[:, None], deviation.shape)
+            precision = response_precision(_padded(deviation))
         except ValueError as error:
             raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
         self.affine = affine | {"response": Affine(np.zeros_like(precision), precision)}
