@@ -80,9 +80,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default = "" if field.default in (dataclasses.MISSING, None) else f" (default {_shown(field)})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
         annotation = str(field.type)
-        if annotation.startswith("bool") and flag not in INTEGER_SWITCHES:
+        if flag == "cache_data" or (annotation.startswith("bool") and flag not in INTEGER_SWITCHES):
             # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
-            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "true|false"}
+            words = "|".join(field.metadata["choices"] or ("true", "false"))
+            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": words}
         elif flag == "cache_data":
             keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "cpu|gpu"}
         elif annotation.startswith("tuple"):

@@ -9,6 +9,14 @@ from viv1t.config import CriticConfig
 from viv1t.errors import ConfigError
 
 
+def check_size(frames: int, rows: int, columns: int) -> None:
+    """Raises a ConfigError for a core output that two unpadded convolutions and two poolings leave nothing of."""
+    if min(frames, rows, columns) < 10:
+        raise ConfigError(
+            f"--critic_mode 1 needs core outputs of 10 x 10 x 10 at least, not {frames} x {rows} x {columns}"
+        )
+
+
 class Critic(nn.Module):
     """Two convolutions, then a classifier over mice.
 
@@ -31,9 +39,7 @@ class Critic(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """maps (B, D, t, h, w) -> logits (B, mice); t, h and w are at least 10."""
-        if min(maps.shape[2:]) < 10:
-            found = " x ".join(map(str, maps.shape[2:]))  # frames, rows, columns
-            raise ConfigError(f"--critic_mode 1 needs core outputs of 10 x 10 x 10 at least, not {found}")
+        check_size(*maps.shape[2:])
         x = maps
         for conv, norm in ((self.conv1, self.batch_norm1), (self.conv2, self.batch_norm2)):
             x = norm(F.max_pool3d(F.gelu(conv(x)), 2))

@@ -33,7 +33,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Tensor], facts: Mapping[str
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+            # One entry of metadata: several would come in any order, and equal runs give equal files.
+            save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
@@ -49,11 +50,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if FORMAT not in metadata:
                 raise CheckpointError(f"{path}: not a checkpoint of this program ({FORMAT} expected)")
-            facts = json.loads(metadata["facts"])
+            facts = json.loads(metadata[FORMAT])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy or start the run anew") from error

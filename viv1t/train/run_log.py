@@ -10,10 +10,10 @@ from types import TracebackType
 from viv1t.errors import Viv1tError
 
 
-class _Console(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+class _Format(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return super().formatMessage(record)
 
 
 class RunLog:
@@ -30,13 +30,13 @@ class RunLog:
         self._handlers: list[logging.Handler] = [self._memory]
         if verbose:
             console = logging.StreamHandler()
-            console.setFormatter(_Console("%(message)s"))
+            console.setFormatter(_Format("%(prefix)s%(message)s"))
             self._handlers.append(console)
 
     def open(self, path: Path) -> None:
         """Appends to `path` from now on."""
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(_Console("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(_Format("%(asctime)s %(prefix)s%(message)s", "%Y-%m-%d %H:%M:%S"))
         self._memory.setTarget(file)
         self._memory.flush()
         self._memory.capacity = 1

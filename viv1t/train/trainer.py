@@ -20,7 +20,7 @@ from viv1t.config import CriticConfig, RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.files import write_text
-from viv1t.model.critic import Critic
+from viv1t.model.critic import Critic, check_size
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
@@ -129,7 +129,9 @@ class Trainer:
         self.modules: dict[str, torch.nn.Module] = {"model": self.model}
         critic = None
         if isinstance(self.config.critic, CriticConfig):
-            depth = self.model.core.output_shape[0]
+            depth, *grid = self.model.core.output_shape
+            crop = self.config.data.crop_frame
+            check_size(self.model.core.output_frames(crop if crop > 0 else MAX_FRAMES), *grid)
             critic = Critic(self.config.critic, depth, len(self.model.neurons)).to(self.device)
             self.modules["critic"] = critic
         self.optimizer = build_optimizer(self.model, self.config, critic)

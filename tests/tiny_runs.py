@@ -1,0 +1,86 @@
+"""Tiny mice and tiny models, trained in a second."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from viv1t.cli.train import run
+from viv1t.config import Options, RunConfig
+from viv1t.data.synthetic import Size, synthesize
+from viv1t.train import trainer as trainer_module
+from viv1t.train.trainer import Trainer
+from viv1t.train.validate import Validation
+
+# Trials of 63 to 70 frames; the test tiers of F and G are withheld, those of A are not.
+SIZE = Size(neurons=6, frames=70, trials=4, evaluation=((1, 2), (1, 1), (0, 1), (1, 1), (0, 1)))
+VIVIT: Options = {
+    "core": "vivit", "core_spatial_patch_size": 12, "core_spatial_patch_stride": 12, "core_temporal_patch_size": 5,
+    "core_spatial_depth": 1, "core_temporal_depth": 1, "core_num_heads": 2, "core_emb_dim": 8, "core_head_dim": 4,
+    "core_mlp_dim": 12, "core_parallel_attention": True,
+}  # fmt: skip
+FACTORIZED: Options = {
+    "core": "factorized_baseline", "core_num_layers": 2, "core_hidden_dim": 2, "core_spatial_input_kernel": 3,
+    "core_temporal_input_kernel": 5, "core_spatial_hidden_kernel": 3, "core_temporal_hidden_kernel": 3,
+}  # fmt: skip
+
+
+def make_mice(folder: Path) -> Path:
+    """Mice F, G and A in `folder`."""
+    synthesize(folder, mice=["F", "G", "A"], size=SIZE, seed=3, workers=1)
+    return folder
+
+
+def options(mice: Path, output_dir: Path, **changes: Any) -> Options:
+    """Options of a tiny run, two epochs on mice F and G; None takes an option's default."""
+    given: Options = {
+        "data": str(mice), "output_dir": str(output_dir), "ds_mode": 1, "mouse_ids": ["F", "G"], "transform_mode": 2,
+        "crop_frame": 40, "batch_size": 2, "epochs": 2, "readout": "gaussian2d", "output_mode": 1, "num_workers": 1,
+        "device": "cpu", "verbose": 0,
+    }  # fmt: skip
+    core = FACTORIZED if changes.get("core") == "factorized_baseline" else VIVIT
+    return {k: v for k, v in (given | core | changes).items() if v is not None}
+
+
+def train(mice: Path, output_dir: Path, **changes: Any) -> tuple[Trainer, Validation]:
+    return run(RunConfig.from_options(options(mice, output_dir, **changes)))
+
+
+def as_arguments(given: Options) -> list[str]:
+    """Options as words of a command line."""
+    words = []
+    for name, value in given.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *value]
+        else:
+            words.append(f"--{name}" if value is True else f"--{name}={value}")
+    return words
+
+
+def script_validation(monkeypatch: pytest.MonkeyPatch, scores: list[float], mice: tuple[str, ...] = ("F", "G")) -> None:
+    """Validation gives these scores after each epoch, and the last one ever after."""
+    left = list(scores)
+
+    def validate(*_: Any) -> Validation:
+        score = left.pop(0) if len(left) > 1 else left[0]
+        return Validation(dict.fromkeys(mice, score), 1.0)
+
+    monkeypatch.setattr(trainer_module, "validate", validate)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of `metrics.csv` without what depends on the clock."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
