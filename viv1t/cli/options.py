@@ -84,8 +84,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
             words = "|".join(field.metadata["choices"] or ("true", "false"))
             keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": words}
-        elif flag == "cache_data":
-            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": "cpu|gpu"}
         elif annotation.startswith("tuple"):
             keywords |= {"nargs": "+", "metavar": "ID"}
         elif field.metadata["codes"] or annotation.startswith(("int", "bool")):
