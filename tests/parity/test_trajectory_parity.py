@@ -46,9 +46,7 @@ class Trajectory:
         self.model.readouts.eval()  # readouts sample at their positions, without noise
 
     def batch(self, mouse: str, trials: list[int]) -> Batch:
-        pool = {
-            v: self.tensors[f"pool/{v}/{mouse}"][trials] for v in ("video", "response", "behavior", "pupil_center")
-        }
+        pool = {v: self.tensors[f"pool/{v}/{mouse}"][trials] for v in ("video", "response", "behavior", "pupil_center")}
         frames = torch.full((len(trials),), pool["video"].shape[2])
         return Batch(mouse_id=mouse, trial_ids=tuple(trials), frames=frames, **pool)
 
