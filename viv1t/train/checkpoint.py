@@ -102,6 +102,7 @@ def load_optimizer_entries(
             value = entries.get(f"{name}/{key}")
             if value is not None:
                 # The step count stays on the CPU unless the optimizer is a fused one on CUDA.
-                state[key] = value.clone() if key == "step" and not parameter.is_cuda else value.to(parameter.device)
+                device = "cpu" if key == "step" and not parameter.is_cuda else parameter.device
+                state[key] = value.to(device, copy=True)
         if state:
             optimizer.state[parameter] = state

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -221,7 +222,8 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: not readable as a checkpoint of tensors ({reason[:200]})") from error
