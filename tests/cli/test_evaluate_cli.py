@@ -1,0 +1,290 @@
+"""`viv1t-evaluate`: runs of ours and published ones, tiers, ensembles, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_runs import script_validation, train
+
+import viv1t
+from viv1t.cli.evaluate import main
+from viv1t.data.loader import Recordings
+from viv1t.data.session import Session
+from viv1t.evaluate import evaluate, merged
+from viv1t.metrics import correlation_to_average, single_trial_correlation
+from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.types import SENSORIUM_SESSIONS
+
+SKIP = 50
+
+
+@pytest.fixture(scope="module")
+def runs(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `one` and `two` (another seed and a longer reach) on F and G, `old` on A; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        script_validation(patch, [0.3])
+        train(mice, folder / "one", epochs=1)
+        train(mice, folder / "two", epochs=1, seed=5, core_temporal_patch_size=9)
+        script_validation(patch, [0.3], mice=("A",))
+        train(mice, folder / "old", epochs=1, ds_mode=3, mouse_ids=["A"])
+    return folder
+
+
+def ran(argv: list[Any], capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
+    assert main([str(word) for word in argv]) == status
+    out, err = capsys.readouterr()
+    if status:
+        assert err.startswith("viv1t-evaluate: error: ")
+        assert err.count("\n") == 1, err
+        return err
+    assert err == ""
+    return out
+
+
+def predicted(run: Path, mice: Path, mouse: str, tier: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Predictions and responses of a tier's trials, their last T - 50 frames, the plain way."""
+    model = viv1t.load_model(run)
+    config = RunFolder(run).config()
+    recordings = Recordings.open(config.data, 1)
+    predictions, responses = [], []
+    with torch.no_grad():
+        for batch in recordings.trials(mouse, tier):
+            frames = batch.video.shape[2] - SKIP
+            response = model(batch.video, mouse, batch.behavior, batch.pupil_center)
+            predictions.append(response[0, :, -frames:])
+            responses.append(batch.response[0, :, -frames:].clone())
+    recordings.close()
+    return predictions, responses
+
+
+def test_scores_are_those_of_the_metrics(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.yaml"
+    out = ran([runs / "one", "--output", output], capsys)
+    scores = yaml.safe_load(output.read_text())
+    assert list(scores) == ["validation", "correlation_to_average"]
+    assert list(scores["validation"]) == ["F", "G", "average"]
+    for mouse in ("F", "G"):
+        predictions, responses = predicted(runs / "one", mice, mouse, "validation")
+        single = single_trial_correlation(predictions, responses)
+        assert scores["validation"][mouse] == pytest.approx(single, abs=1e-6)
+        # Both trials of this tier show one movie.
+        average = float(correlation_to_average(predictions, responses, [0, 0]).mean())
+        assert scores["correlation_to_average"]["validation"][mouse] == pytest.approx(average, abs=1e-6)
+    mean = (scores["validation"]["F"] + scores["validation"]["G"]) / 2
+    assert scores["validation"]["average"] == pytest.approx(mean)
+    assert f"{mean:.4f}" in out
+    assert str(output) in out
+
+
+def test_the_end_of_training_and_an_evaluation_agree(mice: Path, tmp_path: Path) -> None:
+    trainer, final = train(mice, tmp_path / "run", epochs=1)
+    written = yaml.safe_load((tmp_path / "run" / "evaluation.yaml").read_text())
+    assert trainer.run.best.exists()
+    assert main([str(tmp_path / "run")]) == 0
+    again = yaml.safe_load((tmp_path / "run" / "evaluation.yaml").read_text())
+    assert again["validation"] == pytest.approx(written["validation"], abs=1e-9)
+    assert written["validation"]["average"] == final.mean
+
+
+def test_hidden_and_empty_tiers_are_named_and_left_out(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ran([runs / "one", "--tier", "all", "--output", tmp_path / "a.yaml"], capsys)
+    assert "live_test_main: the responses of mouse F, G are withheld; left out" in out
+    assert "live_test_bonus: no trials; left out" in out
+    assert list(yaml.safe_load((tmp_path / "a.yaml").read_text())) == ["train", "validation", "correlation_to_average"]
+    line = ran(
+        [runs / "one", "--tier", "live_test_main", "final_test_bonus", "--output", tmp_path / "b.yaml"], capsys, 1
+    )
+    assert "nothing to score: no responses in live_test_main, final_test_bonus" in line
+    assert not (tmp_path / "b.yaml").exists()
+
+
+def test_tiers_that_were_trained_on_are_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ran([runs / "old", "--tier", "live_test_main", "validation", "--output", tmp_path / "a.yaml"], capsys)
+    assert "live_test_main: with --ds_mode 3, mouse A was trained on these very trials" in out
+    assert "\nvalidation: with" not in out
+
+
+def test_an_ensemble_is_the_mean_of_predictions(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = ran([runs / "one", runs / "two"], capsys)
+    assert "written to evaluation.yaml" in out
+    scores = yaml.safe_load((tmp_path / "evaluation.yaml").read_text())
+    for mouse in ("F", "G"):
+        (a, responses), (b, _) = (predicted(runs / run, mice, mouse, "validation") for run in ("one", "two"))
+        together = single_trial_correlation([(x + y) / 2 for x, y in zip(a, b, strict=True)], responses)
+        assert scores["validation"][mouse] == pytest.approx(together, abs=1e-6)
+        alone = single_trial_correlation(a, responses)
+        assert abs(scores["validation"][mouse] - alone) > 1e-5
+
+
+def test_a_mouse_of_several(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran([runs / "one", "--output", tmp_path / "both.yaml"], capsys)
+    out = ran([runs / "one", "--mouse_ids", "G", "--output", tmp_path / "g.yaml"], capsys)
+    both, alone = (yaml.safe_load((tmp_path / f).read_text())["validation"] for f in ("both.yaml", "g.yaml"))
+    assert alone == {"G": both["G"], "average": both["G"]}
+    assert "\nF " not in out
+
+
+def test_later_evaluations_of_a_run_add_to_its_file(
+    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.5])
+    train(mice, tmp_path / "run", epochs=1)
+    ran([tmp_path / "run", "--tier", "train"], capsys)
+    ran([tmp_path / "run", "--mouse_ids", "G"], capsys)
+    scores = yaml.safe_load((tmp_path / "run" / "evaluation.yaml").read_text())
+    assert set(scores["train"]) == {"F", "G", "average"}
+    assert scores["validation"]["F"] == 0.5
+    assert scores["validation"]["G"] != 0.5
+    assert scores["validation"]["average"] == pytest.approx((0.5 + scores["validation"]["G"]) / 2)
+    (tmp_path / "run" / "evaluation.yaml").write_text("- [")
+    assert "evaluation.yaml: not readable as YAML" in ran([tmp_path / "run"], capsys, 1)
+
+
+def test_merged_keeps_what_was_not_scored_now() -> None:
+    before = {"validation": {"A": 1.0, "B": 3.0, "average": 2.0}, "notes": "mine"}
+    assert merged(before, {"validation": {"B": 2.0, "average": 2.0}, "train": {"B": 1.0, "average": 1.0}}) == {
+        "validation": {"A": 1.0, "B": 2.0, "average": 1.5}, "notes": "mine", "train": {"B": 1.0, "average": 1.0},
+    }  # fmt: skip
+
+
+# -- published runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_the_published_layout_scores_alike(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = save_published(RunFolder(runs / "one"), tmp_path / "published")
+    args = yaml.safe_load((out / "args.yaml").read_text())
+    (out / "args.yaml").write_text(yaml.safe_dump(args | {"data": "data/sensorium"}))
+    ran([runs / "one", "--output", tmp_path / "ours.yaml"], capsys)
+    assert "--data data/sensorium: no such folder" in ran([out], capsys, 1)
+    ran([out, "--data", mice], capsys)
+    assert (out / "evaluation.yaml").read_text() == (tmp_path / "ours.yaml").read_text()
+
+
+def make_recording(folder: Path, mouse: str, neurons: int, size: tuple[int, int]) -> None:
+    """Two training and two validation trials of 64 frames, of noise."""
+    rng = np.random.default_rng(neurons)
+    session = folder / SENSORIUM_SESSIONS[mouse]
+    shapes = {"videos": size, "responses": (neurons,), "behavior": (2,), "pupil_center": (2,)}
+    for kind, shape in shapes.items():
+        (session / "data" / kind).mkdir(parents=True)
+        for trial in range(4):
+            np.save(session / "data" / kind / f"{trial}.npy", rng.uniform(1, 200, (*shape, 64)).astype(np.float32))
+    (session / "meta" / "neurons").mkdir(parents=True)
+    (session / "meta" / "trials").mkdir()
+    np.save(session / "meta" / "neurons" / "cell_motor_coordinates.npy", rng.integers(0, 99, (neurons, 3)))
+    np.save(session / "meta" / "neurons" / "unit_ids.npy", np.arange(neurons))
+    np.save(session / "meta" / "trials" / "tiers.npy", np.array(["train", "oracle", "oracle", "train"]))
+
+
+def test_golden_runs_score_on_recordings_that_fit(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mouse, neurons in (("F", 34), ("G", 51)):
+        make_recording(tmp_path / "data", mouse, neurons, (14, 24))
+    data = ["--data", tmp_path / "data", "--output", tmp_path / "scores.yaml"]
+    runs = [
+        golden / "model" / name
+        for name in ("02_parallel", "06_parallel_behavior4_sinusoid_mod1", "10_sequential_noflash")
+    ]
+    for chosen in (runs[:1], runs):
+        ran([*chosen, *data], capsys)
+        scores = yaml.safe_load((tmp_path / "scores.yaml").read_text())["validation"]
+        assert list(scores) == ["F", "G", "average"]
+        assert all(np.isfinite(r) for r in scores.values())
+
+
+def test_golden_runs_on_recordings_that_do_not_fit(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_recording(tmp_path / "data", "F", 34, (10, 24))
+    run, output = golden / "model" / "02_parallel", tmp_path / "scores.yaml"
+    data = golden / "data" / "sensorium"
+    words = [run, "--mouse_ids", "F", "--output", output]
+    assert "mouse F has 12 neurons, but 34 in the model" in ran([*words, "--data", data], capsys, 1)
+    assert "10 x 24 pixels, but the model was trained on 14 x 24" in ran(
+        [*words, "--data", tmp_path / "data"], capsys, 1
+    )
+    stride = golden / "model" / "09_conv_sequential_stride2_mod4"
+    make_recording(tmp_path / "stride", "F", 34, (16, 20))
+    assert not output.exists()
+    words = [stride, "--mouse_ids", "F", "--output", output, "--data", tmp_path / "stride"]
+    assert "--core_temporal_patch_stride above 1" in ran(words, capsys, 2)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_are_none(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a run folder" in ran([tmp_path / "nowhere"], capsys, 1)
+    assert "is not a run folder" in ran([runs / "one", tmp_path], capsys, 1)
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "args.yaml").write_bytes((runs / "one" / "args.yaml").read_bytes())
+    assert "has no checkpoint" in ran([tmp_path], capsys, 1)
+    best = (runs / "one" / "ckpt" / "best.safetensors").read_bytes()
+    (tmp_path / "ckpt" / "best.safetensors").write_bytes(best[:-7])
+    assert "best.safetensors: damaged" in ran([tmp_path], capsys, 1)
+
+
+def test_mice_that_are_not_in_every_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ran([runs / "one", "--mouse_ids", "Z"], capsys, 2)
+    assert line == "viv1t-evaluate: error: --mouse_ids Z: not in every run; they have F, G\n"
+    assert "--mouse_ids F G: not in every run; they have none" in ran([runs / "one", runs / "old"], capsys, 2)
+
+
+def test_an_ensemble_of_differently_transformed_data(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.5])
+    train(mice, tmp_path / "other", epochs=1, transform_mode=1)
+    line = ran([runs / "one", tmp_path / "other"], capsys, 2)
+    assert "cannot form an ensemble: they differ in transform (published and standardize_per_frame)" in line
+
+
+def test_output_that_cannot_be_written(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([str(runs / "one"), "--output", str(tmp_path / "file" / "a.yaml")]) == 1
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert str(tmp_path / "file") in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["run", "--teir", "all"], "unknown option --teir; did you mean --tier?"),
+        (["run", "--tier", "tset"], "argument --tier: invalid choice: 'tset'"),
+        (["run", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+    ],
+)
+def test_mistakes_in_the_command(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(argv)
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"viv1t-evaluate: error: {line}")
+    assert err.count("\n") == 1
+
+
+def test_neurons_are_scored_one_by_one(runs: Path, mice: Path) -> None:
+    config = RunFolder(runs / "one").config()
+    recordings = Recordings.open(config.data, 1)
+    scores = evaluate([viv1t.load_model(runs / "one")], recordings, ["validation"])["validation"]
+    recordings.close()
+    assert scores.by_neuron["F"].shape == (Session.open(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
+    assert scores.single_trial["F"] == pytest.approx(float(scores.by_neuron["F"].mean()))
