@@ -108,12 +108,20 @@ def test_ctrl_c_on_a_running_command(mice: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Every epoch collapses or waits for as long as rates allow, so that this would go on for long.
     argv = [sys.executable, "-m", "viv1t.cli.train", *words(mice, run, epochs=10_000, lr_schedule="cosine")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Commands started in the background ignore the signal, and so would their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         deadline = time.monotonic() + 60
         while not (run / "ckpt" / "last.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.endswith("viv1t-train: interrupted\n")
