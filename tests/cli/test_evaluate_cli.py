@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from tiny_runs import script_validation, train
 
 import viv1t
+from viv1t import evaluate as evaluate_module
 from viv1t.cli.evaluate import main
 from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
@@ -82,6 +84,18 @@ def test_scores_are_those_of_the_metrics(
     assert scores["validation"]["average"] == pytest.approx(mean)
     assert f"{mean:.4f}" in out
     assert str(output) in out
+
+
+def test_movies_shown_more_often_weigh_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    trials = [(i, *torch.rand(2, 3, 20, generator=generator)) for i in range(6)]
+    monkeypatch.setattr(evaluate_module, "scored_trials", lambda *_: iter(trials))
+    recordings: Any = SimpleNamespace(repeats=lambda *_: [[0, 1], [2, 3, 4], [5]])
+    single, average = evaluate_module._score_mouse([], recordings, "F", "validation")
+    repeated = trials[:5]  # a movie shown once has no average
+    expected = correlation_to_average([p for _, p, _ in repeated], [r for _, _, r in repeated], [0, 0, 1, 1, 1])
+    assert average == pytest.approx(expected.numpy())
+    assert single.mean() == pytest.approx(single_trial_correlation(*zip(*((p, r) for _, p, r in trials), strict=True)))
 
 
 def test_the_end_of_training_and_an_evaluation_agree(mice: Path, tmp_path: Path) -> None:
