@@ -132,9 +132,9 @@ def as_mapping(scores: Mapping[str, TierScores]) -> dict[str, dict[str, object]]
     averages: dict[str, object] = {}
     for tier, score in scores.items():
         if score.single_trial:
-            result[tier] = {**score.single_trial, "average": float(np.mean(list(score.single_trial.values())))}
+            result[tier] = {**score.single_trial, "average": _mean(score.single_trial)}
         if score.to_average:
-            averages[tier] = {**score.to_average, "average": float(np.mean(list(score.to_average.values())))}
+            averages[tier] = {**score.to_average, "average": _mean(score.to_average)}
     if averages:
         result["correlation_to_average"] = averages
     return result

@@ -13,6 +13,7 @@ import torch
 
 FRAME_RATE = 30.0  # Hz, of movies and responses alike
 MAX_FRAMES = 300  # frames of a trial that are used: 10 s
+UNSCORED_FRAMES = 50  # first frames of a trial, which every score leaves out
 
 # The ten mice of the Sensorium 2023 challenge: A-E are the five original ones, F-J the five new ones.
 _OLD = "-Video-8744edeac3b4d1ce16b680916b5267ce"

@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import same_weights, script_validation, train, weights
+from tiny_runs import same_weights, weights
 
 import viv1t
 from viv1t.cli.convert import main
-
-
-@pytest.fixture(scope="module")
-def run(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        script_validation(patch, [0.25])
-        train(mice, folder, epochs=1)
-    return folder
 
 
 def test_writes_what_the_published_code_reads(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

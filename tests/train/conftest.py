@@ -1,26 +1,5 @@
 """Mice to train on."""
 
-from __future__ import annotations
+from tiny_fixtures import mice, run, torch_settings
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-import torch
-from tiny_runs import make_mice
-
-
-@pytest.fixture(scope="session")
-def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny mice F, G and A; not to be changed."""
-    return make_mice(tmp_path_factory.mktemp("mice"))
-
-
-@pytest.fixture(autouse=True)
-def torch_settings() -> Iterator[None]:
-    """One thread, which is fastest for what is tiny; puts PyTorch's global settings back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+__all__ = ["mice", "run", "torch_settings"]

@@ -14,7 +14,7 @@ import torch
 import yaml
 from golden_files import golden_folder
 from safetensors.torch import load_file, save_file
-from tiny_runs import options, same_weights, script_validation, train, weights
+from tiny_runs import options, same_weights, train, weights
 
 import viv1t
 from viv1t.config import RunConfig
@@ -22,16 +22,6 @@ from viv1t.errors import CheckpointError, ConfigError
 from viv1t.model.published import published_constants, published_names
 from viv1t.train.checkpoint import FORMAT
 from viv1t.train.run_folder import RunFolder, save_published
-
-
-@pytest.fixture(scope="module")
-def run(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        script_validation(patch, [0.25])
-        train(mice, folder, epochs=1)
-    return folder
 
 
 @pytest.fixture

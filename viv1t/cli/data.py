@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from viv1t.cli.options import Parser, run_main
 from viv1t.data import synthetic
 from viv1t.data.check import check_folder
 from viv1t.data.finding import Finding
 from viv1t.data.info import format_table, session_info, sessions_in
 from viv1t.data.pack import pack
 from viv1t.data.verify import verify
-from viv1t.errors import ConfigError, Viv1tError
+from viv1t.errors import ConfigError
 
 PROGRAM = "viv1t-data"
 
@@ -39,7 +40,7 @@ _SYNTH_SIZE = {
 }
 
 
-def add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_synth(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "synth",
         help="write synthetic mice whose truth is known",
@@ -90,7 +91,7 @@ def synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_check(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "check",
         help="find what is wrong with recordings",
@@ -115,7 +116,7 @@ def _print_findings(folder: Path, findings: Iterable[Finding]) -> int:
     return 1 if count["error"] else 0
 
 
-def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_info(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "info",
         help="list what a folder of recordings holds",
@@ -130,7 +131,7 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "pack",
         help="write recordings in the form that is read fastest",
@@ -152,8 +153,8 @@ def add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    level = logging.WARNING if args.quiet else logging.INFO  # statistics say there how far they are
-    logging.basicConfig(level=level, format=f"{PROGRAM}: %(message)s")
+    if not args.quiet:  # statistics log how far they are
+        logging.getLogger("viv1t").setLevel(logging.INFO)
     for packed in pack(args.data, args.out, args.mouse_ids, args.responses, show_progress=not args.quiet):
         document, movies = packed.document, packed.document.arrays["videos.npy"]["dtype"]
         print(
@@ -169,7 +170,7 @@ def run_pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "verify",
         help="find damage in packed recordings",
@@ -185,8 +186,8 @@ def run_verify(args: argparse.Namespace) -> int:
     return _print_findings(args.folder, verify(args.folder, show_progress=not args.quiet))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_synth(commands)
     add_check(commands)
@@ -196,21 +197,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 for bad data, 2 for bad usage."""
+def _work(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except Viv1tError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    return int(args.run(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_main(PROGRAM, _work, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from viv1t.cli.train import run
 from viv1t.config import Options, RunConfig
 from viv1t.data.synthetic import Size, synthesize
 from viv1t.data.synthetic_truth import noise_ceiling
@@ -105,8 +106,6 @@ def draw(
 
 def run_demo(given: Options) -> int:
     """Runs the demo with `given` options on top of its own; returns the exit status."""
-    from viv1t.cli.train import run
-
     seed = given.get("seed", 1234)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"--seed takes a whole number of at least 0, not {seed!r}")

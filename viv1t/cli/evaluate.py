@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import yaml
@@ -43,11 +44,8 @@ def _work(argv: Sequence[str] | None) -> int:
     if unknown := [m for m in mice if m not in known]:
         raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every run; they have {', '.join(known) or 'none'}")
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
-    recordings = Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)
-    try:
+    with closing(Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)) as recordings:
         scores = evaluate(models, recordings, tiers)
-    finally:
-        recordings.close()
     for tier, score in scores.items():
         if score.hidden:
             print(f"{tier}: the responses of mouse {', '.join(score.hidden)} are withheld; left out")

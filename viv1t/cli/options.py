@@ -17,6 +17,7 @@ import yaml
 
 from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
 from viv1t.errors import ConfigError, Viv1tError
+from viv1t.train.run_log import LevelFormat
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,7 +124,9 @@ def read_config_file(path: str) -> Options:
 
 def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
-    logging.basicConfig(level=logging.WARNING, format=f"{program}: warning: %(message)s")
+    console = logging.StreamHandler()
+    console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[console])
     try:
         status = work(argv)
         sys.stdout.flush()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from viv1t.errors import DataError
+from viv1t.files import sync_folder
 
 try:
     import fcntl
@@ -59,9 +60,9 @@ def extract_session(zip_path: Path) -> Path:
                 for info, name in _entries(archive, zip_path):
                     _extract(archive, info, part / name)
             for folder, _, _ in os.walk(part):
-                _sync(Path(folder))
+                sync_folder(Path(folder))
             os.rename(part, target)
-            _sync(target.parent)
+            sync_folder(target.parent)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise DataError(f"{zip_path}: damaged or unsupported archive ({error}); download it again") from error
         except OSError as error:
@@ -129,14 +130,6 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Non
             raise zipfile.BadZipFile(f"{info.filename} ends after {sink.tell()} of {info.file_size} bytes")
         sink.flush()
         os.fsync(sink.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

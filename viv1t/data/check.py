@@ -21,9 +21,8 @@ from viv1t.data.statistics import provided_statistics
 from viv1t.data.verify import verify_store
 from viv1t.errors import DataError
 from viv1t.progress import Progress
-from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS
+from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES
 
-UNSCORED = 50  # first frames of a trial that no score counts
 _FILE = "restore the file, or set the trial's tier to 'none'"
 _STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
 
@@ -284,8 +283,8 @@ class SessionCheck:
         for trial, frames in used.items():
             if session.tiers[trial] == "train":
                 continue
-            if frames <= UNSCORED:
-                what = f"{frames} frames: scores leave out the first {UNSCORED}"
+            if frames <= UNSCORED_FRAMES:
+                what = f"{frames} frames: scores leave out the first {UNSCORED_FRAMES}"
                 self._add("error", what, "set the trial's tier to 'none'", trial)
             if longest is not None and frames > longest:
                 what = f"{frames} frames, but no training trial has more than {longest}"

@@ -12,13 +12,13 @@ import torch
 from viv1t.config import DataConfig
 from viv1t.data.order import Cursor, crop_start, order_digest, share, training_order
 from viv1t.data.prefetch import Prefetcher
-from viv1t.data.reader import BatchPlan, Reader, Sample, ThreadReader
+from viv1t.data.reader import Batches, BatchPlan, Reader, Sample, ThreadReader
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
 from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError, DataError
-from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Batch, Mouse
+from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
 
 logger = logging.getLogger("viv1t")
 
@@ -102,7 +102,7 @@ class Recordings:
         """The position after `batch` batches of an epoch (over all mice and ranks), to be saved."""
         return Cursor(epoch, batch, self._order_digest())
 
-    def resume(self, cursor: Cursor) -> Iterator[Batch]:
+    def resume(self, cursor: Cursor) -> Batches:
         """The rest of the epoch in which `cursor` was saved.
 
         Raises:
@@ -112,7 +112,7 @@ class Recordings:
         cursor.check(self._order_digest(), self.batches_per_epoch)
         return self.train_batches(cursor.epoch, cursor.batch)
 
-    def train_batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, first: int = 0) -> Batches:
         """The batches of an epoch, in an order and with crops that only the seed, the epoch and the trials decide.
 
         With several ranks, this rank's part of each; batches of which it has none are left out.
@@ -128,7 +128,7 @@ class Recordings:
             raise DataError(f"mouse {', '.join(empty)}: no trial of the tier train; leave it out with --mouse_ids")
         return self._training_reader.read(self._training_plans(epoch, first))
 
-    def trials(self, mouse_id: str, tier: str) -> Iterator[Batch]:
+    def trials(self, mouse_id: str, tier: str) -> Batches:
         """The whole trials of a tier, one a batch, ascending.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from viv1t import _prefetcher
-from viv1t.data.reader import BatchPlan, ThreadReader
+from viv1t.data.reader import Batches, BatchPlan, ThreadReader
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.transform import Affine, Transform
 from viv1t.types import Batch
@@ -44,7 +44,7 @@ class Prefetcher:
         self._tables: dict[str, dict[str, _Table]] = {}
         self._memory = _Memory(self._slots)
 
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+    def read(self, plans: Iterable[BatchPlan]) -> Batches:
         """Batches in the order of their plans; an error in a trial surfaces at its batch.
 
         Raises:

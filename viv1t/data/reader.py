@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,10 +34,13 @@ class BatchPlan:
     frames: int | None
 
 
+Batches = Generator[Batch, None, None]  # closing it stops the reading ahead
+
+
 class Reader(Protocol):
     """Turns plans into batches, in their order."""
 
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]: ...
+    def read(self, plans: Iterable[BatchPlan]) -> Batches: ...
     def close(self) -> None: ...
 
 
@@ -55,7 +58,7 @@ class ThreadReader:
         self._transforms = transforms
         self._workers = workers
 
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+    def read(self, plans: Iterable[BatchPlan]) -> Batches:
         """Batches in the order of their plans; an error in a trial surfaces at its batch.
 
         Raises:

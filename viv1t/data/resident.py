@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.data.reader import BatchPlan, Reader
+from viv1t.data.reader import Batches, BatchPlan, Reader
 from viv1t.data.session import VARIABLES, Place, Session
 from viv1t.data.stack import Layout, NotWholeError, StackWriter, holds_whole_numbers, stacked
 from viv1t.data.statistics import MouseStatistics
@@ -114,7 +114,7 @@ class CpuCache:
         self._check(0)
         self._reader: Reader | None = None
 
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+    def read(self, plans: Iterable[BatchPlan]) -> Batches:
         """Batches in the order of their plans.
 
         Raises:
@@ -183,7 +183,7 @@ class DeviceCache:
         self._check(0)
         self._held: dict[str, _OnDevice] = {}
 
-    def read(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+    def read(self, plans: Iterable[BatchPlan]) -> Batches:
         """Batches on the device, in the order of their plans.
 
         Raises:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import safetensors.numpy
 from viv1t.data.npy import read_npy
 from viv1t.data.session import FOLDERS, VARIABLES, Session
 from viv1t.errors import DataError
+from viv1t.files import replacing
 from viv1t.types import MAX_FRAMES
 
 logger = logging.getLogger("viv1t")
@@ -316,16 +316,8 @@ def statistics_from_tensors(tensors: Mapping[str, np.ndarray]) -> MouseStatistic
 
 
 def _save(path: Path, key: str, statistics: MouseStatistics) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(part, "xb") as file:
-            file.write(safetensors.numpy.save(statistics_tensors(statistics), {"key": key}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        safetensors.numpy.save_file(statistics_tensors(statistics), temporary, {"key": key})
 
 
 def _load(path: Path, key: str) -> MouseStatistics | None:

@@ -32,9 +32,9 @@ import numpy as np
 
 from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
-from viv1t.data.synthetic_truth import EVALUATION_TIERS, SKIP, Correlation, load_population, noise_ceiling
+from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling
 from viv1t.errors import ConfigError, DataError
-from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS
+from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, UNSCORED_FRAMES
 
 __all__ = [
     "EVALUATION_TIERS",
@@ -263,7 +263,7 @@ class _Recording:
                     for kind, array in shown.arrays.items():
                         statistics[kind].add(array)
                 elif shown.plan.tier == "oracle" and shown.rates is not None:
-                    ceiling.add(shown.rates[:, SKIP:MAX_FRAMES], shown.arrays["responses"][:, SKIP:MAX_FRAMES])
+                    ceiling.add(*(a[:, UNSCORED_FRAMES:MAX_FRAMES] for a in (shown.rates, shown.arrays["responses"])))
                 if time.monotonic() - said > 2 or done == len(self.plans):
                     said = time.monotonic()
                     rate = done / (said - start)

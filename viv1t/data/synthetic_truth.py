@@ -10,10 +10,9 @@ import numpy as np
 
 from viv1t.data.synthetic_neurons import Population
 from viv1t.errors import DataError
-from viv1t.types import MAX_FRAMES
+from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
 
 EVALUATION_TIERS = ("oracle", "live_test_main", "live_test_bonus", "final_test_main", "final_test_bonus")
-SKIP = 50  # first frames of a trial that are not scored
 
 
 class Correlation:
@@ -35,7 +34,9 @@ class Correlation:
         return np.asarray((xy - x * y) / spread, dtype=np.float32)
 
 
-def noise_ceiling(session: Path, tier: str = "oracle", *, skip: int = SKIP, to_average: bool = False) -> np.ndarray:
+def noise_ceiling(
+    session: Path, tier: str = "oracle", *, skip: int = UNSCORED_FRAMES, to_average: bool = False
+) -> np.ndarray:
     """What a perfect model would score: the correlation of expected and recorded responses of a synthetic session.
 
     Pooled over the tier's trials and frames as `single_trial_correlation`, at most 300 frames of each trial. Hidden

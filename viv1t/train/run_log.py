@@ -10,7 +10,9 @@ from types import TracebackType
 from viv1t.errors import Viv1tError
 
 
-class _Format(logging.Formatter):
+class LevelFormat(logging.Formatter):
+    """Offers `%(prefix)s`: the level of what is more than information."""
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return super().formatMessage(record)
@@ -30,13 +32,13 @@ class RunLog:
         self._handlers: list[logging.Handler] = [self._memory]
         if verbose:
             console = logging.StreamHandler()
-            console.setFormatter(_Format("%(prefix)s%(message)s"))
+            console.setFormatter(LevelFormat("%(prefix)s%(message)s"))
             self._handlers.append(console)
 
     def open(self, path: Path) -> None:
         """Appends to `path` from now on."""
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(_Format("%(asctime)s %(prefix)s%(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(LevelFormat("%(asctime)s %(prefix)s%(message)s", "%Y-%m-%d %H:%M:%S"))
         self._memory.setTarget(file)
         self._memory.flush()
         self._memory.capacity = 1

@@ -7,16 +7,16 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from viv1t.config import CriticConfig, RunConfig
+from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.files import write_text
@@ -57,11 +57,6 @@ def best_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds the generators that models draw from."""
-    torch.manual_seed(seed)
-
-
 def epoch_seed(seed: int, epoch: int) -> int:
     """A seed for one epoch's noise, so that a run that goes on draws what an uninterrupted one would."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
@@ -71,10 +66,10 @@ def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
     """A freshly initialised model for the recordings' mice, drawn from the run's seed."""
     mice = {}
     for mouse_id, mouse in recordings.mice.items():
-        needs_mean = getattr(config.readout, "bias", "none") == "mean_response" and config.readout.name == "gaussian2d"
+        needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
         mean = torch.from_numpy(recordings.mean_response(mouse_id)) if needs_mean else None
         mice[mouse_id] = Neurons(mouse.neurons, torch.from_numpy(mouse.coordinates).float(), mean)
-    seed_everything(config.train.seed)
+    torch.manual_seed(config.train.seed)
     return build_model(config, mice, recordings.frame_size)
 
 
@@ -257,7 +252,7 @@ class Trainer:
                 after_epoch(self.rows[-1])
         if self.run.best.is_file():
             self._load_best()
-        seed_everything(self.config.train.seed)  # the random readout draws in evaluation too
+        torch.manual_seed(self.config.train.seed)  # the random readout draws in evaluation too
         final = self._validate()
         self._write_evaluation(final)
         return final
@@ -297,8 +292,7 @@ class Trainer:
         )
         losses: list[float] = []
         # Closed here, so that no thread goes on reading when training is interrupted.
-        reading = cast(Generator[Batch, None, None], self.recordings.train_batches(self.epoch))
-        with closing(reading) as batches:
+        with closing(self.recordings.train_batches(self.epoch)) as batches:
             for i, batch in enumerate(batches, start=1):
                 self.step.accumulate(batch.to(self.device))
                 if i % mice == 0:

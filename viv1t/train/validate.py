@@ -15,9 +15,7 @@ from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
-from viv1t.types import MAX_FRAMES, Batch
-
-SKIP = 50  # frames at the start of a trial that are left out of every score
+from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
 
 
 def check_every_frame(config: RunConfig) -> None:
@@ -51,11 +49,11 @@ def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
 def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
     """Raises a DataError that names the trial of a batch of one if it is too short to be scored."""
     frames = min(batch.video.shape[2], MAX_FRAMES)
-    if frames <= SKIP or any(model.config.core.output_frames(frames) < 1 for model in models):
+    if frames <= UNSCORED_FRAMES or any(model.config.core.output_frames(frames) < 1 for model in models):
         raise DataError(
             f"mouse {batch.mouse_id}, trial {batch.trial_ids[0]}: {frames} frames are too short to be scored: scores "
-            f"leave out the first {SKIP}, and a core predicts nothing before its temporal extent; set the trial's "
-            "tier to 'none'"
+            f"leave out the first {UNSCORED_FRAMES}, and a core predicts nothing before its temporal extent; set the "
+            "trial's tier to 'none'"
         )
 
 
@@ -75,7 +73,7 @@ def scored_trials(
         check_length(models, batch)
         frames = min(batch.video.shape[2], MAX_FRAMES)
         prediction = ensemble_prediction(models, batch)[0]
-        scored = min(frames - SKIP, prediction.shape[1])
+        scored = min(frames - UNSCORED_FRAMES, prediction.shape[1])
         response = batch.response[0, :, :frames]
         yield batch.trial_ids[0], prediction[:, -scored:].float().cpu(), response[:, -scored:]
 
