@@ -1,0 +1,169 @@
+"""The operator `viv1t::attention`: softmax attention over packed queries, keys and values, with output dropout.
+
+`packed` is read in place by its strides, so it may be the first columns of a wider projection, or transposed. Kept for
+the backward are `packed`, the result and one number per row and head; scores, weights, masks and normalised queries and
+keys are computed again. GPUs run Triton kernels (`attention_triton.py`), everything else `attention_cpu.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import attention_cpu
+from .attention_settings import Norm, Settings
+from .dropout import new_seed
+
+
+def attention(
+    packed: Tensor,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    *,
+    q_weight: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k') v of each sequence and head, then dropout.
+
+    Args:
+        packed: (S, L, W) with queries, keys and values in its first 3 * heads * head_dim columns, each (heads,
+            head_dim). float32, float16, bfloat16, on a CPU also float64.
+        heads, head_dim: on a GPU, head_dim is a multiple of 16 up to 128.
+        scale: of the scores.
+        q_weight, q_bias, k_weight, k_bias: (heads * head_dim,) of a LayerNorm (eps 1e-5) of all heads' queries and
+            keys together, or None.
+        causal: a row sees itself and what comes before.
+        dropout: probability of an element of the result being 0; the others are divided by 1 - dropout.
+        seed: (1,) int64 on the same device that decides which; drawn here if None.
+
+    Returns:
+        (S, L, heads * head_dim) in the dtype of `packed`.
+
+    Raises:
+        ValueError: `packed` is too narrow.
+    """
+    width = 3 * heads * head_dim
+    if packed.ndim != 3 or packed.shape[2] < width:
+        raise ValueError(f"packed must be (S, L, {width} or more), not {tuple(packed.shape)}")
+    if dropout and seed is None:
+        seed = new_seed(packed.device)
+    out, _ = _forward(
+        packed[..., :width], q_weight, q_bias, k_weight, k_bias, seed if dropout else None,
+        heads, head_dim, scale, causal, dropout,
+    )  # fmt: skip
+    return out
+
+
+def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
+    return None if weight is None else Norm(weight, bias)
+
+
+@torch.library.custom_op("viv1t::attention", mutates_args=())
+def _forward(
+    packed: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """The result and the scores' log-sum-exp (S, heads, L)."""
+    norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
+    return attention_cpu.forward(packed, Settings(heads, head_dim, scale, causal, dropout, seed, *norms))
+
+
+@_forward.register_fake
+def _(
+    packed: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    sequences, length, _ = packed.shape
+    accumulated = torch.promote_types(packed.dtype, torch.float32)
+    out = packed.new_empty(sequences, length, heads * head_dim)
+    return out, packed.new_empty(sequences, heads, length, dtype=accumulated)
+
+
+@torch.library.custom_op("viv1t::attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    packed: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    dropout: float,
+) -> list[Tensor]:
+    """Gradients of `packed` (S, L, 3 * heads * head_dim) and of each weight and bias that is given, in order."""
+    norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
+    settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
+    grad_packed = packed.new_empty(packed.shape)
+    return [grad_packed, *attention_cpu.backward(grad, packed, out, lse, settings, grad_packed)]
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    packed: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    dropout: float,
+) -> list[Tensor]:
+    given = [p for p in (q_weight, q_bias, k_weight, k_bias) if p is not None]
+    return [packed.new_empty(packed.shape), *(torch.empty_like(p) for p in given)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    packed, *rest = inputs
+    ctx.save_for_backward(packed, *output, *rest[:5])
+    ctx.settings = rest[5:]
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    packed, out, lse, *rest = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 11
+    grad_packed, *others = _backward(grad, packed, out, lse, *rest, *ctx.settings)
+    weights = [None if p is None else others.pop(0) for p in rest[:4]]
+    return grad_packed, *weights, *(None,) * 6
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
