@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from viv1t.cli import convert, data, evaluate, train
+from viv1t.cli import convert, data, evaluate, predict, train
 from viv1t.cli.options import Parser, add_run_options, run_main
 from viv1t.config import INTEGER_SWITCHES, Options, RunConfig, VivitConfig
 from viv1t.errors import CheckpointError, ConfigError
@@ -214,7 +214,7 @@ def test_a_mistake_in_a_file_is_one_line(
     assert line in refused([f"--config={file}", *words], capsys)
 
 
-@pytest.mark.parametrize("program", [train, evaluate, convert, data])
+@pytest.mark.parametrize("program", [train, evaluate, predict, convert, data])
 def test_help_is_printed(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         program.main(["--help"])

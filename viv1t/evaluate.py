@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
-from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
-from viv1t.errors import CheckpointError, ConfigError, DataError
+from viv1t.errors import CheckpointError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
-from viv1t.train.run_folder import RunFolder
+from viv1t.train.ensemble import check_fit
 from viv1t.train.validate import scored_trials
 
 
@@ -39,28 +36,6 @@ class TierScores:
     by_neuron: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str] | None) -> DataConfig:
-    """The data options shared by all runs, reading from `path` when given.
-
-    Raises:
-        ConfigError: the runs were trained on differently transformed data.
-    """
-    configs = [run.config().data for run in runs]
-    first = configs[0]
-    for run, other in zip(runs[1:], configs[1:], strict=True):
-        for name in ("statistics", "transform", "response_scale", "center_crop"):
-            if getattr(first, name) != getattr(other, name):
-                raise ConfigError(
-                    f"{runs[0].path} and {run.path} cannot form an ensemble: they differ in {name} "
-                    f"({getattr(first, name)} and {getattr(other, name)})"
-                )
-    mice = tuple(mouse_ids) if mouse_ids else first.mouse_ids
-    allowed = "all" if first.mice == "all_with_test" else first.mice  # which tiers are for training does not matter
-    return dataclasses.replace(
-        first, path=path or first.path, mice=allowed, mouse_ids=mice, limit_data=None, cache_data=None
-    )
-
-
 def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str]) -> dict[str, TierScores]:
     """Scores the mean prediction of `models`.
 
@@ -72,21 +47,7 @@ def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[st
     Raises:
         DataError: the recordings are not those of the models: other mice, neurons or frames.
     """
-    for mouse_id, mouse in recordings.mice.items():
-        for model in models:
-            if model.neurons.get(mouse_id) != mouse.neurons:
-                raise DataError(
-                    f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the "
-                    f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: give the "
-                    "recordings it was trained on with --data, or choose with --mouse_ids"
-                )
-    for model in models:
-        if recordings.frame_size != model.frame_size:
-            found, expected = (f"{h} x {w}" for h, w in (recordings.frame_size, model.frame_size))
-            raise DataError(
-                f"the movies have frames of {found} pixels, but the model was trained on {expected}: give the "
-                "recordings it was trained on with --data"
-            )
+    check_fit(models, recordings)
     scores: dict[str, TierScores] = {}
     for tier in tiers:
         scores[tier] = result = TierScores()
@@ -203,8 +164,3 @@ def _mean(values: Mapping[str, float]) -> float | None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def load_models(runs: Sequence[str | Path], device: torch.device) -> list[ViV1T]:
-    """The best model of every run folder."""
-    return [RunFolder(run).load_model(device) for run in runs]

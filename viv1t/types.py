@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # the nouns are used where there is no PyTorch, too
 
 FRAME_RATE = 30.0  # Hz, of movies and responses alike
 MAX_FRAMES = 300  # frames of a trial that are used: 10 s

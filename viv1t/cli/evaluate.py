@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.data.loader import Recordings
-from viv1t.errors import ConfigError, DataError
-from viv1t.evaluate import as_mapping, as_table, data_config, evaluate, load_models, merged, read_evaluation
+from viv1t.errors import DataError
+from viv1t.evaluate import as_mapping, as_table, evaluate, merged, read_evaluation
 from viv1t.files import write_text
+from viv1t.train.ensemble import open_ensemble
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.trainer import best_device
 from viv1t.types import OLD_MICE, TEST_TIERS, TIERS
@@ -37,14 +37,10 @@ def _work(argv: Sequence[str] | None) -> int:
     )
     args = parser.parse_args(argv)
 
-    models = load_models(args.runs, best_device(args.device))
     runs = [RunFolder(run) for run in args.runs]
-    known = [m for m in models[0].mouse_ids if all(m in model.neurons for model in models)]
-    mice = args.mouse_ids or models[0].mouse_ids
-    if unknown := [m for m in mice if m not in known]:
-        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every run; they have {', '.join(known) or 'none'}")
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
-    with closing(Recordings.open(data_config(runs, args.data, mice), runs[0].config().train.seed)) as recordings:
+    models, recordings = open_ensemble(args.runs, best_device(args.device), args.data, args.mouse_ids)
+    with closing(recordings):
         scores = evaluate(models, recordings, tiers)
     for tier, score in scores.items():
         if score.hidden:

@@ -151,6 +151,11 @@ class Recordings:
         """Groups of the tier's trials that show the same movie."""
         return self._sessions[mouse_id].repeats(tier)
 
+    def response_precision(self, mouse_id: str, frames: int) -> np.ndarray:
+        """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""
+        affine = self._transforms[mouse_id].affine
+        return affine["response"].part(0, frames)[1] if affine else np.ones((1, 1), np.float32)
+
     def mean_response(self, mouse_id: str) -> np.ndarray:
         """(N,) float32, the mean transformed response over all used frames of the training set.
 

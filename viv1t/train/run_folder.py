@@ -161,6 +161,10 @@ class RunFolder:
                 "--output_dir, or pass --clear_output_dir to start anew"
             )
 
+    def mouse_ids(self) -> list[str]:
+        """The run's mice."""
+        return list(_shapes(self.read_args(), self.args)[0])
+
     def load_model(self, device: str | torch.device = "cpu") -> ViV1T:
         """The run's best model in evaluation mode; needs no data on disk.
 

@@ -1,0 +1,86 @@
+"""Runs used together: their models, and the recordings that all of them were made for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from viv1t.config import DataConfig
+from viv1t.data.loader import Recordings
+from viv1t.errors import ConfigError, DataError
+from viv1t.model.viv1t import ViV1T
+from viv1t.train.run_folder import RunFolder
+
+
+def open_ensemble(
+    runs: Sequence[str | Path], device: torch.device, data: str | None = None, mouse_ids: Sequence[str] | None = None
+) -> tuple[list[ViV1T], Recordings]:
+    """The best model of every run, in evaluation mode, and the recordings to use them on, to be closed.
+
+    Args:
+        runs: run folders, ours or published.
+        device: of the models.
+        data: folder of recordings; default the one the first run was trained on.
+        mouse_ids: use these mice only.
+
+    Raises:
+        CheckpointError: a folder is no run, or its checkpoint is damaged.
+        ConfigError: a mouse is not in every run, or the runs were trained on differently transformed data.
+        DataError: the recordings are missing, damaged or not those of the models.
+    """
+    folders = [RunFolder(run) for run in runs]
+    models = [folder.load_model(device) for folder in folders]
+    known = [m for m in models[0].mouse_ids if all(m in model.neurons for model in models)]
+    mice = list(mouse_ids or models[0].mouse_ids)
+    if unknown := [m for m in mice if m not in known]:
+        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every run; they have {', '.join(known) or 'none'}")
+    recordings = Recordings.open(_data_config(folders, data, mice), folders[0].config().train.seed)
+    try:
+        check_fit(models, recordings)
+    except DataError:
+        recordings.close()
+        raise
+    return models, recordings
+
+
+def _data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str]) -> DataConfig:
+    """The data options shared by all runs, reading from `path` when given.
+
+    Raises:
+        ConfigError: the runs were trained on differently transformed data.
+    """
+    configs = [run.config().data for run in runs]
+    first = configs[0]
+    for run, other in zip(runs[1:], configs[1:], strict=True):
+        for name in ("statistics", "transform", "response_scale", "center_crop"):
+            if getattr(first, name) != getattr(other, name):
+                raise ConfigError(
+                    f"{runs[0].path} and {run.path} cannot form an ensemble: they differ in {name} "
+                    f"({getattr(first, name)} and {getattr(other, name)})"
+                )
+    allowed = "all" if first.mice == "all_with_test" else first.mice  # which tiers are for training does not matter
+    return dataclasses.replace(
+        first, path=path or first.path, mice=allowed, mouse_ids=tuple(mouse_ids), limit_data=None, cache_data=None
+    )
+
+
+def check_fit(models: Sequence[ViV1T], recordings: Recordings) -> None:
+    """Raises a DataError if the recordings are not those of the models: other mice, neurons or frames."""
+    for mouse_id, mouse in recordings.mice.items():
+        for model in models:
+            if model.neurons.get(mouse_id) != mouse.neurons:
+                raise DataError(
+                    f"mouse {mouse_id} has {mouse.neurons} neurons, but {model.neurons.get(mouse_id, 'none')} in the "
+                    f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: give the "
+                    "recordings it was trained on with --data, or choose with --mouse_ids"
+                )
+    for model in models:
+        if recordings.frame_size != model.frame_size:
+            found, expected = (f"{h} x {w}" for h, w in (recordings.frame_size, model.frame_size))
+            raise DataError(
+                f"the movies have frames of {found} pixels, but the model was trained on {expected}: give the "
+                "recordings it was trained on with --data"
+            )
