@@ -11,7 +11,7 @@ using namespace viv1t;
 namespace {
 
 // Memory that Python owns, by its address.
-float* floats(std::uintptr_t address) { return reinterpret_cast<float*>(address); }
+template <class T> T* memory(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 }  // namespace
 
@@ -50,16 +50,18 @@ PYBIND11_MODULE(_prefetcher, m) {
         py::arg("head"), py::arg("file_bytes"));
     m.def("read_npy_header", &read_npy_header, py::arg("fd"), py::call_guard<py::gil_scoped_release>());
 
+    py::enum_<Element>(m, "Element").value("f32", Element::f32).value("bf16", Element::bf16).value("u8", Element::u8);
+
     py::class_<Transform>(m, "Transform")
         .def(py::init([](std::uintptr_t subtract, std::uintptr_t scale, std::int64_t frames) {
-                 return Transform{floats(subtract), floats(scale), frames};
+                 return Transform{memory<const float>(subtract), memory<const float>(scale), frames};
              }),
              py::kw_only(), py::arg("subtract") = 0, py::arg("scale") = 0, py::arg("frames") = 0);
 
     py::class_<Read>(m, "Read")
         .def(py::init([](std::string path, std::vector<std::int64_t> rows, bool frames_first, std::int64_t trial,
                          std::int64_t file_frames, std::int64_t first_frame, std::int64_t frames, const Transform& transform,
-                         std::uintptr_t out, bool out_frames_first, std::int64_t out_frames) {
+                         std::uintptr_t out, Element element, bool out_frames_first, std::int64_t out_frames) {
                  return Read{.path = std::move(path),
                              .rows = std::move(rows),
                              .frames_first = frames_first,
@@ -68,13 +70,14 @@ PYBIND11_MODULE(_prefetcher, m) {
                              .first_frame = first_frame,
                              .frames = frames,
                              .transform = transform,
-                             .out = floats(out),
+                             .out = memory<void>(out),
+                             .element = element,
                              .out_frames_first = out_frames_first,
                              .out_frames = out_frames};
              }),
              py::kw_only(), py::arg("path"), py::arg("rows"), py::arg("frames_first") = false, py::arg("trial") = -1,
              py::arg("file_frames"), py::arg("first_frame") = 0, py::arg("frames"), py::arg("transform") = Transform{},
-             py::arg("out"), py::arg("out_frames_first") = false, py::arg("out_frames"));
+             py::arg("out"), py::arg("element") = Element::f32, py::arg("out_frames_first") = false, py::arg("out_frames"));
 
     py::register_exception<Closed>(m, "Closed", PyExc_RuntimeError);
     py::class_<Prefetcher>(m, "Prefetcher")

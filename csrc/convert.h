@@ -1,6 +1,7 @@
-// Any .npy element type to float32, rounded to nearest as NumPy's astype does.
+// Any .npy element type to float32, rounded to nearest as NumPy's astype does, and float32 to elements of fewer bytes.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -80,6 +81,29 @@ inline bool needs_swap(const NpyHeader& header) {
 
 inline Convert converter(const NpyHeader& header) {
     return needs_swap(header) ? detail::pick<true>(header.dtype) : detail::pick<false>(header.dtype);
+}
+
+// bf16 rounded to nearest even, of finite values.
+inline void store_bf16(const float* from, std::byte* to, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        const auto bits = std::bit_cast<std::uint32_t>(from[i]);
+        const auto rounded = static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+        std::memcpy(to + 2 * i, &rounded, 2);
+    }
+}
+
+// Whole numbers from 0 to 255; returns how many there are before the first that is none.
+inline std::int64_t store_u8(const float* from, std::byte* to, std::int64_t count) {
+    int odd = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+        const auto value = static_cast<std::uint8_t>(static_cast<std::int32_t>(std::clamp(from[i], 0.0f, 255.0f)));
+        odd |= static_cast<float>(value) != from[i];
+        to[i] = static_cast<std::byte>(value);
+    }
+    if (!odd) return count;
+    std::int64_t i = 0;
+    while (static_cast<float>(std::to_integer<std::uint8_t>(to[i])) == from[i]) ++i;
+    return i;
 }
 
 }  // namespace viv1t

@@ -76,15 +76,17 @@ private:
 };
 
 // Where the output's elements lie and what is done to them. The output is (outer, inner) with the inner axis contiguous:
-// (frames, rows) or (rows, frames).
+// (frames, rows) or (rows, frames). Values are put as floats at `floats`, then finished; elements of fewer bytes are made
+// of a line of floats kept in `line`.
 class Reader::Output {
 public:
-    explicit Output(const Read& read) : read_(read) {
+    Output(const Read& read, std::vector<float>& line) : read_(read), item_(static_cast<int64_t>(item_size(read.element))) {
         const Transform& t = read.transform;
         const int64_t rows = read.row_count();
         pitch_ = read.out_frames_first ? rows : read.out_frames;
         outer_ = read.out_frames_first ? read.frames : rows;
         inner_ = read.out_frames_first ? rows : read.frames;
+        if (read.element != Element::f32) line_ = grown(line, inner_);
         int64_t base = 0;
         if (t.frames > 0) {
             table_pitch_ = read.out_frames_first ? rows : t.frames;
@@ -97,14 +99,20 @@ public:
         scale_ = t.scale ? t.scale + base : nullptr;
     }
 
-    float* at(int64_t outer, int64_t inner) const { return read_.out + outer * pitch_ + inner; }
+    std::byte* at(int64_t outer, int64_t inner) const {
+        return static_cast<std::byte*>(read_.out) + (outer * pitch_ + inner) * item_;
+    }
 
-    // Checks and transforms `count` elements that lie in place as read from the file.
+    float* floats(int64_t outer, int64_t inner) const {
+        return line_ ? line_ : reinterpret_cast<float*>(at(outer, inner));
+    }
+
+    // Checks, transforms and stores the `count` elements that lie at `floats` as read from the file.
     void finish(int64_t outer, int64_t inner, int64_t count) {
-        float* x = at(outer, inner);
+        float* x = floats(outer, inner);
         int odd = 0;
         for (int64_t i = 0; i < count; ++i) odd |= !finite(x[i]);
-        if (odd) throw_not_finite(outer, inner, count);
+        if (odd) throw std::runtime_error("NaN or infinity" + where(outer, inner, std::find_if_not(x, x + count, finite) - x));
         const int64_t table = outer * table_pitch_ + (one_value_ ? 0 : inner);
         if (subtract_) {
             const float* s = subtract_ + table;
@@ -120,12 +128,19 @@ public:
             else
                 for (int64_t i = 0; i < count; ++i) x[i] *= s[i];
         }
+        if (read_.element == Element::bf16) {
+            store_bf16(x, at(outer, inner), count);
+        } else if (read_.element == Element::u8) {
+            const int64_t stored = store_u8(x, at(outer, inner), count);
+            if (stored < count)
+                throw std::runtime_error(std::to_string(x[stored]) + where(outer, inner, stored) + ", which uint8 cannot hold");
+        }
     }
 
-    // Writes strip[a * strip_pitch + b] to (outer0 + b, inner0 + a) for a < width <= kTile, b < count, and finishes it.
+    // Takes strip[a * strip_pitch + b] to (outer0 + b, inner0 + a) for a < width <= kTile, b < count, and finishes it.
     void finish_transposed(const float* strip, int64_t strip_pitch, int64_t outer0, int64_t inner0, int64_t width, int64_t count) {
         for (int64_t b = 0; b < count; ++b) {
-            float* x = at(outer0 + b, inner0);
+            float* x = floats(outer0 + b, inner0);
             if (width == kTile)
                 for (int64_t a = 0; a < kTile; ++a) x[a] = strip[a * strip_pitch + b];
             else
@@ -135,23 +150,22 @@ public:
     }
 
     void zero_padding() {
-        const int64_t left = read_.out_frames - read_.frames;
+        const auto left = static_cast<std::size_t>((read_.out_frames - read_.frames) * item_);
         if (left == 0) return;
         if (read_.out_frames_first)
-            std::fill_n(at(outer_, 0), left * pitch_, 0.0f);
+            std::memset(at(outer_, 0), 0, left * static_cast<std::size_t>(pitch_));
         else
-            for (int64_t r = 0; r < outer_; ++r) std::fill_n(at(r, inner_), left, 0.0f);
+            for (int64_t r = 0; r < outer_; ++r) std::memset(at(r, inner_), 0, left);
     }
 
 private:
-    [[noreturn]] void throw_not_finite(int64_t outer, int64_t inner, int64_t count) const {
-        const float* x = at(outer, inner);
-        inner += std::find_if_not(x, x + count, finite) - x;
-        const int64_t frame = read_.first_frame + (read_.out_frames_first ? outer : inner);
-        throw std::runtime_error("NaN or infinity at frame " + std::to_string(frame));
+    std::string where(int64_t outer, int64_t inner, int64_t ahead) const {
+        return " at frame " + std::to_string(read_.first_frame + (read_.out_frames_first ? outer : inner + ahead));
     }
 
     const Read& read_;
+    const int64_t item_;
+    float* line_ = nullptr;
     const float* subtract_ = nullptr;
     const float* scale_ = nullptr;
     bool one_value_ = false;
@@ -164,7 +178,7 @@ struct Reader::Source {
     int64_t item = 0;             // bytes of an element
     bool frames_first = false;    // each frame's rows lie together
     bool pixels_turned = false;   // ... in the order (W, H)
-    bool as_is = false;           // its bytes are the floats wanted
+    bool as_is = false;           // its bytes are those of the output, until they are finished
     Convert convert = nullptr;
 
     std::uint64_t offset(int64_t element) const { return start + static_cast<std::uint64_t>(element * item); }
@@ -193,9 +207,13 @@ Reader::Source Reader::locate(const Read& read, const NpyHeader& header) {
         source.frames_first = true;
         source.pixels_turned = read.rows.size() == 2;
     }
-    source.as_is = header.dtype == Dtype::f32 && !needs_swap(header) && !source.pixels_turned;
+    const bool same = read.element == Element::f32 ? header.dtype == Dtype::f32 && !needs_swap(header)
+                                                   : read.element == Element::u8 && header.dtype == Dtype::u8 && read.transform.none();
+    source.as_is = same && !source.pixels_turned;
     return source;
 }
+
+std::size_t item_size(Element element) { return element == Element::f32 ? 4 : element == Element::bf16 ? 2 : 1; }
 
 int64_t Read::row_count() const {
     int64_t count = 1;
@@ -215,7 +233,7 @@ void Reader::operator()(const Read& read) {
     const File file(read.path);
     const NpyHeader header = read_npy_header(file.fd());
     const Source source = locate(read, header);
-    Output output(read);
+    Output output(read, line_);
     if (!source.frames_first)
         from_rows(read, file, source, output);
     else if (read.out_frames_first)
@@ -246,7 +264,7 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
         const std::byte* const wanted = staged + (whole ? read.first_frame * item : 0);
         if (!read.out_frames_first) {
             for (int64_t k = 0; k < m; ++k) {
-                source.convert(wanted + k * pitch * item, output.at(r + k, 0), read.frames);
+                source.convert(wanted + k * pitch * item, output.floats(r + k, 0), read.frames);
                 output.finish(r + k, 0, read.frames);
             }
             continue;
@@ -265,11 +283,16 @@ void Reader::from_frames_to_frames(const Read& read, const File& file, const Sou
     const int64_t step = std::max<int64_t>(1, kStagingBytes / (rows * source.item));
     for (int64_t t = 0; t < read.frames; t += step) {
         const int64_t n = std::min(step, read.frames - t);
+        const std::byte* staged = nullptr;
         if (source.as_is)
             file.read(output.at(t, 0), n * rows * source.item, source.offset((read.first_frame + t) * rows));
         else
-            source.convert(stage_frames(read, file, source, t, n), output.at(t, 0), n * rows);
-        for (int64_t k = 0; k < n; ++k) output.finish(t + k, 0, rows);
+            staged = stage_frames(read, file, source, t, n);
+        if (source.as_is && read.element == Element::u8) continue;  // nothing is left to check or change
+        for (int64_t k = 0; k < n; ++k) {
+            if (staged) source.convert(staged + k * rows * source.item, output.floats(t + k, 0), rows);
+            output.finish(t + k, 0, rows);
+        }
     }
 }
 

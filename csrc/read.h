@@ -1,4 +1,4 @@
-// One array of one trial, from its file to float32 in the caller's memory: cut in time, transformed, in the layout wanted.
+// One array of one trial, from its file to the caller's memory: cut in time, transformed in float32, in the layout wanted.
 // No Python, no torch.
 #pragma once
 
@@ -17,7 +17,15 @@ struct Transform {
     const float* subtract = nullptr;
     const float* scale = nullptr;
     std::int64_t frames = 0;
+
+    bool none() const { return subtract == nullptr && scale == nullptr; }
 };
+
+// What the output's elements are: float32, or, in fewer bytes, bf16 rounded to nearest even, or uint8 where the values are
+// whole numbers from 0 to 255.
+enum class Element : std::uint8_t { f32, bf16, u8 };
+
+std::size_t item_size(Element element);
 
 // An array on disk has axes (rows..., T) or (T, rows...); `rows` counts pixels, neurons or channels together below.
 struct Read {
@@ -29,7 +37,8 @@ struct Read {
     std::int64_t first_frame = 0;
     std::int64_t frames = 0;         // how many are read
     Transform transform;
-    float* out = nullptr;
+    void* out = nullptr;
+    Element element = Element::f32;
     bool out_frames_first = false;  // (out_frames, rows) rather than (rows, out_frames)
     std::int64_t out_frames = 0;    // at least `frames`; what is left is set to zero
 
@@ -41,7 +50,7 @@ struct Read {
 class Reader {
 public:
     // Throws std::runtime_error saying what is wrong with the file (its name left to the caller): missing, malformed, of
-    // another shape, cut short, or not finite within the frames read.
+    // another shape, cut short, not finite within the frames read, or beyond what the output's elements hold.
     void operator()(const Read& read);
 
 private:
@@ -56,7 +65,7 @@ private:
     const std::byte* stage_frames(const Read& read, const File& file, const Source& source, std::int64_t t, std::int64_t n);
 
     std::vector<std::byte> staging_, turned_;
-    std::vector<float> strip_;
+    std::vector<float> strip_, line_;
 };
 
 }  // namespace viv1t

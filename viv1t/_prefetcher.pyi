@@ -30,6 +30,11 @@ def read_npy_header(fd: int) -> NpyHeader: ...
 class Transform:
     def __init__(self, *, subtract: int = 0, scale: int = 0, frames: int = 0) -> None: ...
 
+class Element(enum.Enum):
+    f32 = ...
+    bf16 = ...
+    u8 = ...
+
 class Read:
     def __init__(
         self,
@@ -43,6 +48,7 @@ class Read:
         frames: int,
         transform: Transform = ...,
         out: int,
+        element: Element = ...,
         out_frames_first: bool = False,
         out_frames: int,
     ) -> None: ...

@@ -127,6 +127,13 @@ class DataConfig(_Checked):
         choices=("cpu", "gpu"),
     )
     num_workers: int = option("num_workers", 2, help="reader threads", low=0)
+    transfer: str = option(
+        "transfer",
+        "float32",
+        help="how training batches reach the device: float32, or compact: responses as bf16, which rounds them to 8 "
+        "bits, and movies as uint8 where they are whole grey levels, which changes nothing",
+        choices=("float32", "compact"),
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.cache_data, bool):  # the published switch
@@ -142,6 +149,8 @@ class DataConfig(_Checked):
             raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
         if self.statistics == "provided" and self.response_scale == "neuron":
             raise ConfigError("--response_scale neuron needs computed statistics: use --stat_mode 1")
+        if self.transfer == "compact" and self.num_workers == 0:
+            raise ConfigError("--transfer compact is done by reader threads: set --num_workers to at least 1")
         if self.mouse_ids is not None and not self.mouse_ids:
             raise ConfigError("--mouse_ids needs at least one mouse")
 

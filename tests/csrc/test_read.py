@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from viv1t._prefetcher import Prefetcher, Read, Transform
+from viv1t._prefetcher import Element, Prefetcher, Read, Transform
 
 DTYPES = [
     "<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "|b1", ">f2", ">f4", ">f8", ">i4",
@@ -105,6 +106,72 @@ def test_every_layout_and_type_equals_numpy(engine: Prefetcher, tmp_path: Path, 
         assert out[: wanted.size].tobytes() == wanted.tobytes(), read
         assert (out[wanted.size :] == np.float32(7e7)).all()
         del alive
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bf16_is_the_float32_result_rounded_to_nearest_even(engine: Prefetcher, tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(DTYPES.index(dtype))
+    for _ in range(60):
+        read, _, wanted, alive = random_case(rng, tmp_path, dtype)
+        out = np.full(wanted.size + 32, 0xABCD, np.uint16)
+        assert perform(engine, **{**read, "out": out.ctypes.data, "element": Element.bf16}) is None, read
+        rounded = torch.from_numpy(wanted).bfloat16().view(torch.uint16).numpy()
+        assert out[: wanted.size].tobytes() == rounded.tobytes(), read
+        assert (out[wanted.size :] == 0xABCD).all()
+        del alive
+
+
+def test_every_rounding_to_bf16(engine: Prefetcher, tmp_path: Path) -> None:
+    """All 65,536 lower halves of some numbers, small, large and subnormal, of both signs."""
+    upper = np.array([0x0000, 0x0001, 0x3F80, 0x3F81, 0x4049, 0x7F7F, 0x8000, 0xBF80, 0xC0FF, 0xFF7F], np.uint32)
+    bits = upper[:, None] << 16 | np.arange(2**16, dtype=np.uint32)
+    np.save(tmp_path / "a.npy", bits.view(np.float32))
+    out = np.empty(bits.shape, np.uint16)
+    assert not perform(
+        engine, path=str(tmp_path / "a.npy"), rows=[len(upper)], file_frames=2**16, frames=2**16, out=out.ctypes.data,
+        out_frames=2**16, element=Element.bf16,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, torch.from_numpy(bits.view(np.float32)).bfloat16().view(torch.uint16).numpy())
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d not in ("|i1", "|b1")])
+def test_whole_numbers_become_uint8(engine: Prefetcher, tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(DTYPES.index(dtype))
+    for case in range(30):
+        array = rng.integers(0, 256, (6, 5, 40)).astype(dtype)
+        array[0, 0, 20] = (0, 255)[case % 2]
+        fortran, out_frames_first, frames_first = (bool(x) for x in rng.integers(2, size=3))
+        stored = np.moveaxis(array, -1, 0) if frames_first else array
+        np.save(tmp_path / "a.npy", np.asfortranarray(stored) if fortran and not frames_first else stored.copy())
+        wanted = np.zeros((30, 25), np.uint8)
+        wanted[:, :21] = array.reshape(30, 40)[:, 7:28]
+        wanted = np.ascontiguousarray(wanted.T if out_frames_first else wanted)
+        out = np.full(wanted.size + 32, 77, np.uint8)
+        read = {
+            "path": str(tmp_path / "a.npy"), "rows": [6, 5], "frames_first": frames_first, "file_frames": 40,
+            "first_frame": 7, "frames": 21, "out": out.ctypes.data, "out_frames_first": out_frames_first,
+            "out_frames": 25, "element": Element.u8,
+        }  # fmt: skip
+        assert perform(engine, **read) is None, read
+        assert out[: wanted.size].tobytes() == wanted.tobytes(), read
+        assert (out[wanted.size :] == 77).all()
+
+
+@pytest.mark.parametrize("odd", [-1.0, -0.001, 0.5, 254.999, 255.5, 256.0, 1e30, -1e30])
+@pytest.mark.parametrize("out_frames_first", [False, True])
+def test_what_uint8_cannot_hold_is_refused(
+    engine: Prefetcher, tmp_path: Path, odd: float, out_frames_first: bool
+) -> None:
+    array = np.full((33, 20), 255.0)
+    array[31, 12] = odd
+    np.save(tmp_path / "a.npy", array)
+    out = np.empty(array.shape, np.uint8)
+    failure = perform(
+        engine, path=str(tmp_path / "a.npy"), rows=[33], file_frames=20, frames=20, out=out.ctypes.data, out_frames=20,
+        out_frames_first=out_frames_first, element=Element.u8,
+    )  # fmt: skip
+    assert failure is not None
+    assert failure[1].endswith(" at frame 12, which uint8 cannot hold")
 
 
 @pytest.mark.parametrize(("rows", "total"), [([8000], 300), ([36, 64], 320), ([2], 300), ([3, 2], 40_000)])

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
-from viv1t.data.session import VARIABLES, Session
-from viv1t.errors import DataError
+from viv1t.data.session import VARIABLES
+from viv1t.errors import ConfigError, DataError
 from viv1t.types import SENSORIUM_SESSIONS, Batch
 
 Make = Callable[..., Path]
@@ -113,7 +114,7 @@ def test_crops_are_parts_of_whole_trials(two: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_workers": 1}, {"num_workers": 5}, {"cache_data": "cpu"}])
-@pytest.mark.parametrize("center_crop", [1.0, 0.8])  # the latter is read by Python's threads
+@pytest.mark.parametrize("center_crop", [1.0, 0.8])
 @pytest.mark.parametrize("crop_frame", [10, -1])
 def test_neither_threads_nor_the_cache_change_anything(
     two: Path, options: dict[str, object], center_crop: float, crop_frame: int
@@ -124,6 +125,24 @@ def test_neither_threads_nor_the_cache_change_anything(
         assert equal(reference.train_batches(epoch), other.train_batches(epoch))
     for mouse in reference.mice:
         assert equal(reference.trials(mouse, "validation"), other.trials(mouse, "validation"))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 5}, {"cache_data": "cpu"}])
+@pytest.mark.parametrize("center_crop", [1.0, 0.8])
+def test_compact_transfer_rounds_training_responses_alone(
+    two: Path, options: dict[str, object], center_crop: float
+) -> None:
+    plain = run(two, num_workers=0, center_crop=center_crop)
+    compact = run(two, transfer="compact", center_crop=center_crop, **options)
+    rounded = [replace(b, response=b.response.bfloat16().float()) for b in plain.train_batches(0)]
+    assert equal(rounded, compact.train_batches(0))
+    assert not equal(rounded, plain.train_batches(0))
+    assert equal(plain.trials("alpha", "validation"), compact.trials("alpha", "validation"))
+
+
+def test_compact_transfer_needs_reader_threads(two: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--transfer compact .* set --num_workers"):
+        run(two, transfer="compact", num_workers=0)
 
 
 def test_seed_and_epoch_decide(two: Path) -> None:
@@ -221,7 +240,7 @@ class TestSelection:
 class TestErrors:
     @pytest.mark.parametrize("options", [{"num_workers": 0}, {"num_workers": 3}, {"center_crop": 0.9}])
     def test_a_damaged_trial_surfaces_at_its_batch(self, two: Path, options: dict[str, object]) -> None:
-        recordings = run(two, **options)
+        recordings, before = run(two, **options), _threads()
         order = [b.trial_ids for b in recordings.train_batches(0)]
         bad = next(i for i, trials in enumerate(order) if i % 2 == 0 and 8 in trials)
         (two / "alpha" / "data" / "responses" / "8.npy").write_bytes(b"\x93NUMPY")
@@ -230,14 +249,15 @@ class TestErrors:
             next(batches)
         with pytest.raises(DataError, match=r"mouse alpha, trial 8: .*responses/8\.npy"):
             next(batches)
-        assert not _readers()
+        assert _threads() == before
 
     def test_closing_early_leaves_no_thread(self, two: Path) -> None:
-        batches = run(two, center_crop=0.9).train_batches(0)
+        recordings, before = run(two, num_workers=3), _threads()
+        batches = recordings.train_batches(0)
         next(batches)
-        assert _readers()
+        assert _threads() == before + 3
         batches.close()  # type: ignore[attr-defined]
-        assert not _readers()
+        assert _threads() == before
 
     def test_frame_sizes_must_agree(self, two: Path, make_session: Make) -> None:
         make_session("gamma", size=(6, 9))
@@ -253,26 +273,9 @@ class TestErrors:
                 use()
 
 
-def _readers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("viv1t-reader")]
-
-
-def test_reading_ahead_is_bounded(tmp_path: Path, make_session: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_session(tiers=["train"] * 60)
-    recordings = run(tmp_path, num_workers=2, center_crop=0.9)
-    read: list[int] = []
-    original = Session.read
-
-    def counted(self: Session, variable: str, trial: int) -> np.ndarray:
-        if variable == "video":
-            read.append(trial)
-        return original(self, variable, trial)
-
-    monkeypatch.setattr(Session, "read", counted)
-    batches = recordings.train_batches(0)
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
-    assert 2 <= len(read) <= 2 + 2 * 2 + 2
+def _threads() -> int:
+    """Of this process, those of C++ among them."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def test_kept_trials_are_read_once_and_freed(two: Path) -> None:

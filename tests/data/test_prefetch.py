@@ -6,7 +6,6 @@ import gc
 import itertools
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.prefetch import Prefetcher
-from viv1t.data.reader import BatchPlan, Sample, ThreadReader
+from viv1t.data.reader import BatchPlan, PlainReader, Sample
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import compute_statistics
 from viv1t.data.transform import Transform
@@ -29,17 +28,19 @@ MODES = ("none", "standardize_per_frame", "published", "standardize", "min_max")
 DURATIONS = (24, 24, 8, 24, 21, 24, 20, 24, 17, 24)
 
 
-def mouse(folder: Path, mode: str) -> tuple[dict[str, Session], dict[str, Transform]]:
+def mouse(folder: Path, mode: str, center_crop: float = 1.0) -> tuple[dict[str, Session], dict[str, Transform]]:
     session = Session.open(folder)
     statistics = None if mode == "none" else compute_statistics(session, session.trials("train"))
-    transform = Transform(session.mouse.id, mode, statistics, 1.0, session.frame_size)
+    transform = Transform(session.mouse.id, mode, statistics, center_crop, session.frame_size)
     return {session.mouse.id: session}, {session.mouse.id: transform}
 
 
-def strict(sessions: dict[str, Session], transforms: dict[str, Transform], workers: int) -> Prefetcher:
+def strict(
+    sessions: dict[str, Session], transforms: dict[str, Transform], workers: int, compact: bool = False
+) -> Prefetcher:
     """A prefetcher that cannot fall back to the plain way."""
-    prefetcher = Prefetcher(sessions, transforms, workers)
-    prefetcher._plain = ThreadReader({}, {}, 0)
+    prefetcher = Prefetcher(sessions, transforms, workers, compact=compact)
+    prefetcher._plain = PlainReader({}, {})
     return prefetcher
 
 
@@ -58,12 +59,16 @@ def plans(sessions: dict[str, Session], count: int = 12, crop: int = 9) -> list[
     return made
 
 
-def assert_equal(a: Iterable[Batch], b: Iterable[Batch]) -> None:
+def assert_equal(a: Iterable[Batch], b: Iterable[Batch], *, rounded: bool = False) -> None:
+    """Byte by byte; `rounded`: the responses of `a` are those of `b` rounded to bf16."""
     for x, y in zip(a, b, strict=True):
         assert (x.mouse_id, x.trial_ids) == (y.mouse_id, y.trial_ids)
         assert torch.equal(x.frames, y.frames)
         for variable in VARIABLES:
             mine, reference = getattr(x, variable), getattr(y, variable)
+            if rounded and variable == "response":
+                reference = reference.bfloat16().float()
+            assert mine.dtype == torch.float32
             assert mine.is_contiguous()
             assert mine.shape == reference.shape
             assert mine.numpy().tobytes() == reference.numpy().tobytes(), variable
@@ -71,22 +76,52 @@ def assert_equal(a: Iterable[Batch], b: Iterable[Batch]) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
-def test_batches_equal_those_of_the_plain_reader(make_session: Make, mode: str, workers: int) -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_batches_equal_those_of_the_plain_reader(make_session: Make, mode: str, workers: int, compact: bool) -> None:
     sessions, transforms = mouse(make_session(durations=DURATIONS), mode)
     second = mouse(make_session("b", neurons=37, durations=DURATIONS, video_type="float64", fortran=True, seed=1), mode)
     sessions, transforms = sessions | second[0], transforms | second[1]
     todo = plans(sessions)
-    plain = ThreadReader(sessions, transforms, 0).read(todo)
-    assert_equal(strict(sessions, transforms, workers).read(todo), plain)
+    plain = PlainReader(sessions, transforms).read(todo)
+    assert_equal(strict(sessions, transforms, workers, compact).read(todo), plain, rounded=compact)
 
 
 @pytest.mark.parametrize("video_type", ["uint8", "int16", "float16", "float64", ">f4", ">i8", "bool"])
 @pytest.mark.parametrize("fortran", [False, True])
-def test_every_type_of_movie(make_session: Make, video_type: str, fortran: bool) -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_every_type_of_movie(make_session: Make, video_type: str, fortran: bool, compact: bool) -> None:
     sessions, transforms = mouse(make_session(video_type=video_type, fortran=fortran), "standardize")
     todo = plans(sessions)
-    plain = ThreadReader(sessions, transforms, 0).read(todo)
-    assert_equal(strict(sessions, transforms, 2).read(todo), plain)
+    plain = PlainReader(sessions, transforms).read(todo)
+    assert_equal(strict(sessions, transforms, 2, compact).read(todo), plain, rounded=compact)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("compact", [False, True])
+def test_center_crops(make_session: Make, mode: str, compact: bool) -> None:
+    sessions, transforms = mouse(make_session(durations=DURATIONS, size=(11, 13)), mode, center_crop=0.7)
+    todo = plans(sessions)
+    plain = list(PlainReader(sessions, transforms).read(todo))
+    assert_equal(strict(sessions, transforms, 2, compact).read(todo), plain, rounded=compact)
+    whole = PlainReader(sessions, {"mouse-1": transforms["mouse-1"].without_center_crop()}).read(todo)
+    assert mode == "none" or not any(torch.equal(a.video, b.video) for a, b in zip(plain, whole, strict=True))
+
+
+@pytest.mark.parametrize("odd", [0.5, 256.0, -1.0])
+def test_movies_that_uint8_cannot_hold_come_as_float32(
+    make_session: Make, caplog: pytest.LogCaptureFixture, odd: float
+) -> None:
+    sessions, transforms = mouse(make_session(), "published")
+    path = sessions["mouse-1"].file("video", 4)
+    movie = np.load(path)
+    movie[2, 3, 7] = odd
+    np.save(path, movie)
+    todo = [BatchPlan("mouse-1", (Sample(trial, 2, 10), Sample(9, 0, 9)), None) for trial in (0, 4, *range(8))]
+    prefetcher = Prefetcher(sessions, transforms, 2, compact=True)
+    for _ in range(2):
+        assert_equal(prefetcher.read(todo), PlainReader(sessions, transforms).read(todo), rounded=True)
+        prefetcher._plain = PlainReader({}, {})  # once known, no movie of this mouse is read the plain way
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -108,14 +143,14 @@ def test_batches_that_are_kept_are_never_written_again(make_session: Make) -> No
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=40)
     kept = list(Prefetcher(sessions, transforms, 2).read(todo))
-    assert_equal(kept, ThreadReader(sessions, transforms, 0).read(todo))
+    assert_equal(kept, PlainReader(sessions, transforms).read(todo))
 
 
 def test_a_view_keeps_the_memory_of_its_batch(make_session: Make) -> None:
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=30)
     views = [batch.response[0, 1:3] for batch in Prefetcher(sessions, transforms, 2).read(todo)]
-    for view, batch in zip(views, ThreadReader(sessions, transforms, 0).read(todo), strict=True):
+    for view, batch in zip(views, PlainReader(sessions, transforms).read(todo), strict=True):
         assert torch.equal(view, batch.response[0, 1:3])
 
 
@@ -171,7 +206,7 @@ def test_an_error_surfaces_at_its_batch_as_the_plain_readers(make_session: Make,
     damage(session.file(variable, 4), how)
     todo = [BatchPlan("mouse-1", (Sample(trial, 2, 10), Sample(9, 0, 9)), None) for trial in range(8)]
     messages = []
-    for reader in (Prefetcher(sessions, transforms, 3), ThreadReader(sessions, transforms, 0)):
+    for reader in (Prefetcher(sessions, transforms, 3), PlainReader(sessions, transforms)):
         batches = reader.read(todo)
         for _ in range(4):
             next(batches)
@@ -201,18 +236,22 @@ def test_what_only_numpy_reads_is_read_all_the_same(make_session: Make, caplog: 
     todo = [BatchPlan("mouse-1", (Sample(trial, 2, 10),), None) for trial in (0, 3, 3, 4)]
     with caplog.at_level(logging.WARNING, "viv1t"):
         assert_equal(
-            Prefetcher(sessions, transforms, 2).read(todo), ThreadReader(sessions, transforms, 0).read(todo)
+            Prefetcher(sessions, transforms, 2).read(todo), PlainReader(sessions, transforms).read(todo)
         )
     (record,) = caplog.records
     assert str(path) in record.getMessage()
     assert "not supported" in record.getMessage()
 
 
+def threads_and_descriptors() -> tuple[int, int]:
+    """Of this process, the threads of C++ among them."""
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
 def test_stopping_at_any_moment_leaves_nothing_behind(make_session: Make) -> None:
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=6)
-    descriptors = Path("/proc/self/fd")
-    before = threading.active_count(), len(os.listdir(descriptors)) if descriptors.exists() else 0
+    before = threads_and_descriptors()
     prefetcher = Prefetcher(sessions, transforms, 4)
     for taken in [0, 1, 3, 6] * 12:
         batches = prefetcher.read(todo)
@@ -223,10 +262,7 @@ def test_stopping_at_any_moment_leaves_nothing_behind(make_session: Make) -> Non
         del batches
     prefetcher.close()
     gc.collect()
-    assert (threading.active_count(), len(os.listdir(descriptors)) if descriptors.exists() else 0) == before
-    tasks = Path("/proc/self/task")
-    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
-    assert "viv1t-reader" not in names
+    assert threads_and_descriptors() == before
 
 
 def test_an_error_in_the_plans_is_passed_on(make_session: Make) -> None:
@@ -241,15 +277,19 @@ def test_an_error_in_the_plans_is_passed_on(make_session: Make) -> None:
 
 
 @pytest.mark.gpu
-def test_batches_are_pinned_and_outlive_their_copy_to_the_gpu(make_session: Make) -> None:
-    torch.cuda.init()
-    sessions, transforms = mouse(make_session(neurons=500), "published")
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("center_crop", [1.0, 0.7])
+def test_batches_on_the_gpu_equal_those_on_the_cpu(make_session: Make, compact: bool, center_crop: float) -> None:
+    sessions, transforms = mouse(make_session(neurons=500), "published", center_crop)
     todo = plans(sessions, count=100)
-    copies = []
-    for batch in Prefetcher(sessions, transforms, 2).read(todo):
-        assert batch.video.is_pinned()
-        assert batch.response.is_pinned()
-        copies.append(batch.to("cuda"))
-        del batch
-    for copy, batch in zip(copies, ThreadReader(sessions, transforms, 0).read(todo), strict=True):
-        assert all(torch.equal(getattr(copy, v).cpu(), getattr(batch, v)) for v in VARIABLES)
+    prefetcher = Prefetcher(sessions, transforms, 2, torch.device("cuda"), compact)
+    kept = []
+    for batch in prefetcher.read(todo):
+        assert batch.video.is_cuda
+        kept.append(batch)
+    assert all(block.is_pinned() for block in prefetcher._memory._free)
+    plain = PlainReader(sessions, transforms).read(todo)
+    if center_crop == 1:
+        assert_equal((batch.to("cpu") for batch in kept), plain, rounded=compact)
+    for a, b in zip(kept, plain, strict=True):
+        torch.testing.assert_close(a.video.cpu(), b.video, rtol=1e-6, atol=1e-6)

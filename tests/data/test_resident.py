@@ -19,7 +19,7 @@ from viv1t.config import DataConfig, RunConfig
 from viv1t.data import resident
 from viv1t.data.loader import Recordings
 from viv1t.data.pack import pack
-from viv1t.data.reader import BatchPlan, Sample, ThreadReader
+from viv1t.data.reader import BatchPlan, PlainReader, Sample
 from viv1t.data.resident import DeviceCache
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import compute_statistics
@@ -32,9 +32,10 @@ MODES = ("none", "standardize_per_frame", "published", "standardize", "min_max")
 DURATIONS = (24, 24, 8, 24, 21, 24, 20, 24, 17, 24)
 
 
-def run(folder: Path, **options: object) -> Recordings:
+def run(folder: Path, device: torch.device | None = None, **options: object) -> Recordings:
     defaults = {"mice": "all", "transform": "published", "crop_frame": 10, "batch_size": 2}
-    return Recordings.open(DataConfig(path=str(folder), **(defaults | options)), seed=1)  # type: ignore[arg-type]
+    config = DataConfig(path=str(folder), **(defaults | options))  # type: ignore[arg-type]
+    return Recordings.open(config, seed=1, device=device)
 
 
 def content(batch: Batch) -> tuple[object, ...]:
@@ -153,7 +154,7 @@ class TestDevice:
             for name in sessions
             for frames in (9, None, 12)
         ]
-        disk = ThreadReader(sessions, transforms, 0).read(plans)
+        disk = PlainReader(sessions, transforms).read(plans)
         for a, b in zip(disk, cache.read(plans), strict=True):
             assert (a.mouse_id, a.trial_ids, a.frames.tolist()) == (b.mouse_id, b.trial_ids, b.frames.tolist())
             for variable in ("video", "behavior", "pupil_center"):
@@ -177,14 +178,13 @@ class TestDevice:
         with pytest.raises(ConfigError, match="--cache_data gpu: the training trials need"):
             self.held(data, "none", 1.0)
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_needs_a_gpu(self, data: Path) -> None:
         with pytest.raises(ConfigError, match=r"--cache_data gpu needs a CUDA GPU.*use --cache_data cpu"):
             run(data, cache_data="gpu")
 
     @pytest.mark.gpu
     def test_batches_are_cut_on_the_gpu(self, data: Path) -> None:
-        disk, held = run(data), run(data, cache_data="gpu")
+        disk, held = run(data), run(data, device=torch.device("cuda"), cache_data="gpu")
         for a, b in zip(disk.train_batches(0), held.train_batches(0), strict=True):
             assert (a.mouse_id, a.trial_ids) == (b.mouse_id, b.trial_ids)
             assert b.video.is_cuda

@@ -13,7 +13,7 @@ from viv1t.errors import ConfigError
 from viv1t.plot import learning_curves
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.run_log import RunLog
-from viv1t.train.trainer import Trainer, check_trainable
+from viv1t.train.trainer import Trainer, best_device, check_trainable
 from viv1t.train.validate import Validation
 
 Row = dict[str, Any]
@@ -26,7 +26,8 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     folder = RunFolder(config.train.output_dir)
     with RunLog(config.train.verbose) as log, folder.locked():
         folder.check_start(config)
-        with closing(Recordings.open(config.data, config.train.seed)) as recordings:
+        device = best_device(config.train.device)
+        with closing(Recordings.open(config.data, config.train.seed, device=device)) as recordings:
             trainer = Trainer(config, recordings, folder)
             trainer.begin()
             log.open(folder.log)

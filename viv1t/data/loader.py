@@ -12,7 +12,7 @@ import torch
 from viv1t.config import DataConfig
 from viv1t.data.order import Cursor, crop_start, order_digest, share, training_order
 from viv1t.data.prefetch import Prefetcher
-from viv1t.data.reader import Batches, BatchPlan, Reader, Sample, ThreadReader
+from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
 from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
@@ -46,6 +46,7 @@ class Recordings:
         frame_size: tuple[int, int],
         rank: int = 0,
         ranks: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self._config = config
         self._seed = seed
@@ -55,7 +56,7 @@ class Recordings:
         self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
         self._share = share(list(sessions), config.batch_size, rank, ranks)
         self._reader = open_reader(config, transforms, sessions)
-        self._training_reader = self._cache() or self._reader
+        self._training_reader = self._open_training_reader(device or torch.device("cpu"))
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.frame_size = frame_size
         self.train_sizes = {mouse: len(trials) for mouse, trials in self._train.items()}
@@ -63,7 +64,9 @@ class Recordings:
         self.batches_per_epoch = len(sessions) * max(-(-n // config.batch_size) for n in self.train_sizes.values())
 
     @classmethod
-    def open(cls, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> Recordings:
+    def open(
+        cls, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1, device: torch.device | None = None
+    ) -> Recordings:
         """Finds the mice of a run, and computes or loads their statistics.
 
         Args:
@@ -71,6 +74,7 @@ class Recordings:
             seed: of the order of training.
             rank: number of this process among those that train together.
             ranks: how many these are; see `order.share` for how they share a round of batches.
+            device: where training batches are handed out, copied there ahead; default the CPU.
 
         Raises:
             ConfigError: an option does not fit the data, or --cache_data the memory.
@@ -92,7 +96,7 @@ class Recordings:
             mouse: Transform(mouse, config.transform, known, config.center_crop, frame_size, config.response_scale)
             for mouse, known in statistics.items()
         }
-        return cls(config, seed, sessions, statistics, transforms, frame_size, rank, ranks)
+        return cls(config, seed, sessions, statistics, transforms, frame_size, rank, ranks, device)
 
     def order(self, epoch: int) -> list[tuple[str, tuple[int, ...]]]:
         """Mouse and trials of every batch of an epoch, for all ranks together: a round of all mice after the other."""
@@ -115,6 +119,8 @@ class Recordings:
     def train_batches(self, epoch: int, first: int = 0) -> Batches:
         """The batches of an epoch, in an order and with crops that only the seed, the epoch and the trials decide.
 
+        They lie on the device that the recordings were opened for.
+
         With several ranks, this rank's part of each; batches of which it has none are left out.
 
         Args:
@@ -129,7 +135,7 @@ class Recordings:
         return self._training_reader.read(self._training_plans(epoch, first))
 
     def trials(self, mouse_id: str, tier: str) -> Batches:
-        """The whole trials of a tier, one a batch, ascending.
+        """The whole trials of a tier, one a batch, ascending, in host memory.
 
         Raises:
             DataError: a trial is missing or damaged.
@@ -187,19 +193,19 @@ class Recordings:
         self._reader.close()
         self._training_reader.close()
 
-    def _cache(self) -> Reader | None:
-        """What `--cache_data` asks for."""
+    def _open_training_reader(self, device: torch.device) -> Reader:
+        """Brings trials to `device` from where `--cache_data` holds them, or from disk."""
         mode, workers = self._config.cache_data, self._config.num_workers
         trials = {mouse: self._train[mouse] for mouse in self._share if self._train[mouse]}
+        compact = self._config.transfer == "compact"
+        reader = partial(open_reader, self._config, self._transforms, device=device, compact=compact)
         if mode == "cpu":
-            reader = partial(open_reader, self._config, self._transforms)
             return CpuCache(self._sessions, trials, workers, reader)
         if mode == "gpu":
-            if not torch.cuda.is_available():
-                raise ConfigError("--cache_data gpu needs a CUDA GPU, and there is none here; use --cache_data cpu")
-            device = torch.device("cuda", torch.cuda.current_device())
+            if device.type != "cuda":
+                raise ConfigError("--cache_data gpu needs a CUDA GPU, and training is on the CPU; use --cache_data cpu")
             return DeviceCache(self._sessions, self._transforms, trials, workers, device)
-        return None
+        return reader(self._sessions)
 
     def _order_digest(self) -> str:
         return order_digest(self._seed, self._train, self._config.batch_size, self._config.crop_frame)
@@ -224,11 +230,17 @@ class Recordings:
         return Sample(trial, crop_start(self._seed, epoch, mouse, trial, recorded - crop + 1, visit), crop)
 
 
-def open_reader(config: DataConfig, transforms: dict[str, Transform], sessions: dict[str, Session]) -> Reader:
-    """The fastest reader that can do what is asked."""
-    if config.num_workers == 0 or config.center_crop < 1:
-        return ThreadReader(sessions, transforms, config.num_workers)
-    return Prefetcher(sessions, transforms, config.num_workers)
+def open_reader(
+    config: DataConfig,
+    transforms: dict[str, Transform],
+    sessions: dict[str, Session],
+    device: torch.device | None = None,
+    compact: bool = False,
+) -> Reader:
+    """The fastest reader that can do what is asked; only the one without workers leaves batches in host memory."""
+    if config.num_workers == 0:
+        return PlainReader(sessions, transforms)
+    return Prefetcher(sessions, transforms, config.num_workers, device, compact)
 
 
 def training_trials(session: Session, config: DataConfig) -> list[int]:

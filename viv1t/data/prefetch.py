@@ -5,51 +5,82 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import torch
 
 from viv1t import _prefetcher
-from viv1t.data.reader import Batches, BatchPlan, ThreadReader
+from viv1t._prefetcher import Element
+from viv1t.data.device import MovieTransform
+from viv1t.data.handover import Handover
+from viv1t.data.reader import Batches, BatchPlan, PlainReader
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.transform import Affine, Transform
 from viv1t.types import Batch
 
 logger = logging.getLogger("viv1t")
 
+_TYPES = {Element.f32: torch.float32, Element.bf16: torch.bfloat16, Element.u8: torch.uint8}
+_LINE = 64  # bytes of a cache line, where each variable begins
+
 
 class Prefetcher:
-    """Reads as `ThreadReader` does, with the same batches bit for bit, several times faster.
+    """Reads as `PlainReader` does, with the same batches bit for bit, several times faster.
 
     What the C++ side cannot read is read, or refused with a reason, the plain way. Values are checked to be finite in
-    the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left.
-    In a process that uses CUDA it is pinned, and copies from it must be on the stream that is current at that moment.
+    the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left,
+    and, for a GPU, pinned.
 
     Args:
         sessions: where trials lie.
-        transforms: what is done to them, without a center crop.
+        transforms: what is done to them.
         workers: threads, at least 1.
+        device: where batches are handed out.
+        compact: bring responses to the device rounded to bf16 (nearest, ties to even), and grey levels as uint8 where
+            they are whole numbers, transformed on the device: movies are the same, responses have 8 bits.
     """
 
-    def __init__(self, sessions: dict[str, Session], transforms: dict[str, Transform], workers: int) -> None:
+    def __init__(
+        self,
+        sessions: dict[str, Session],
+        transforms: dict[str, Transform],
+        workers: int,
+        device: torch.device | None = None,
+        compact: bool = False,
+    ) -> None:
         self._sessions = sessions
         self._transforms = transforms
         self._workers = workers
+        self._device = device or torch.device("cpu")
+        self._compact = compact
         self._slots = 2 * workers + 3
-        self._plain = ThreadReader(sessions, transforms, workers=0)
+        # Movies are cropped around their centre on the device.
+        self._plain = PlainReader(sessions, {mouse: t.without_center_crop() for mouse, t in transforms.items()})
         self._warned = False
         self._tables: dict[str, dict[str, _Table]] = {}
-        self._memory = _Memory(self._slots)
+        self._movies = {mouse: MovieTransform(t, self._device) for mouse, t in transforms.items()}
+        self._memory = _Memory(self._slots, pinned=self._device.type == "cuda")
+        self._handover = Handover(self._device)
 
     def read(self, plans: Iterable[BatchPlan]) -> Batches:
-        """Batches in the order of their plans; an error in a trial surfaces at its batch.
+        """Batches on the device, in the order of their plans; an error in a trial surfaces at its batch.
 
         Raises:
             DataError: a trial is missing or damaged.
         """
+        with closing(self._read(plans)) as hosts:
+            yield from self._handover(hosts, self._finish)
+
+    def close(self) -> None:
+        """Gives back the memory that is kept to be used again."""
+        self._memory.clear()
+
+    def _read(self, plans: Iterable[BatchPlan]) -> Generator[tuple[BatchPlan, Batch], None, None]:
+        """Batches in host memory, with what `_finish` does left to be done."""
         engine = _prefetcher.Prefetcher(self._workers, self._slots)
         ahead: deque[tuple[BatchPlan, Batch | None]] = deque()
         waiting = 0
@@ -66,18 +97,28 @@ class Prefetcher:
         finally:
             engine.close()
 
-    def close(self) -> None:
-        """Gives back the memory that is kept to be used again."""
-        self._memory.clear()
+    def _finish(self, read: tuple[BatchPlan, Batch]) -> Batch:
+        """Brings a batch to the device, and its movies and responses to float32 as the model takes them."""
+        plan, host = read
+        batch, transform = host.to(self._device), self._movies[plan.mouse_id]
+        video = batch.video
+        if video.dtype == torch.uint8:
+            video = torch.zeros(video.shape, device=self._device)
+            for out, raw, sample in zip(video[:, 0], batch.video[:, 0], plan.samples, strict=True):
+                transform.write(out[: sample.frames], raw[: sample.frames], sample.first_frame)
+        elif transform.center is not None:
+            video = transform.center(video.flatten(0, 2)).view(video.shape)
+        return replace(batch, video=video, response=batch.response.float())
 
     def _submit(self, engine: _prefetcher.Prefetcher, plan: BatchPlan) -> Batch | None:
         """The batch that the engine now fills; None if it cannot."""
         session = self._sessions[plan.mouse_id]
-        tables = self._tables.get(plan.mouse_id)
-        if tables is None:
-            tables = self._tables[plan.mouse_id] = self._make_tables(plan.mouse_id)
+        tables = self._tables.get(plan.mouse_id) or self._make_tables(plan.mouse_id)
+        known = min((table.known for table in tables.values() if table.known is not None), default=None)
+        if known is not None and any(sample.first_frame + sample.frames > known for sample in plan.samples):
+            return None
         frames = plan.frames or max(sample.frames for sample in plan.samples)
-        batch = self._allocate(plan, {variable: table.rows for variable, table in tables.items()}, frames)
+        batch = self._allocate(plan, tables, frames)
         reads = []
         for variable, table in tables.items():
             for sample, row in zip(plan.samples, getattr(batch, variable), strict=True):
@@ -93,69 +134,99 @@ class Prefetcher:
                         frames=sample.frames,
                         transform=table.transform,
                         out=row.data_ptr(),
+                        element=table.element,
                         out_frames_first=table.frames_first,
                         out_frames=frames,
                     )
                 )
         try:
             engine.submit(reads)
-        except ValueError:  # more frames wanted than the trial or the statistics have
+        except ValueError:  # more frames wanted than the trial has
             return None
         return batch
 
-    def _take(self, engine: _prefetcher.Prefetcher, plan: BatchPlan, batch: Batch | None) -> Batch:
+    def _take(self, engine: _prefetcher.Prefetcher, plan: BatchPlan, batch: Batch | None) -> tuple[BatchPlan, Batch]:
         failure = None if batch is None else engine.take()
         if batch is not None and failure is None:
-            return batch
+            return plan, batch
         batch = next(self._plain.read((plan,)))
-        if failure is not None and not self._warned:
+        if self._compact:
+            batch = replace(batch, response=batch.response.bfloat16())
+        if failure is not None:
+            self._adapt(plan, *failure)
+        return plan, batch
+
+    def _adapt(self, plan: BatchPlan, part: int, message: str) -> None:
+        """Learns from a file that only the plain reader can read."""
+        variable, sample = VARIABLES[part // len(plan.samples)], plan.samples[part % len(plan.samples)]
+        tables = self._tables[plan.mouse_id]
+        if tables[variable].element == Element.u8:  # most likely grey levels that are no whole numbers
+            tables[variable] = self._make_table(plan.mouse_id, variable, Element.f32)
+        elif not self._warned:
             self._warned = True
-            part, message = failure
-            variable, sample = VARIABLES[part // len(plan.samples)], plan.samples[part % len(plan.samples)]
             path = self._sessions[plan.mouse_id].file(variable, sample.trial_id)
             logger.warning("mouse %s: %s: %s; such files are read the plain way, slower", plan.mouse_id, path, message)
-        return batch
 
     def _make_tables(self, mouse_id: str) -> dict[str, _Table]:
-        session, affine = self._sessions[mouse_id], self._transforms[mouse_id].affine
-        return {v: _Table.make(session.rows(v), affine.get(v), frames_first=v == "video") for v in VARIABLES}
+        elements = {"video": Element.u8, "response": Element.bf16} if self._compact else {}
+        tables = {v: self._make_table(mouse_id, v, elements.get(v, Element.f32)) for v in VARIABLES}
+        self._tables[mouse_id] = tables
+        return tables
 
-    def _allocate(self, plan: BatchPlan, rows: dict[str, tuple[int, ...]], frames: int) -> Batch:
+    def _make_table(self, mouse_id: str, variable: str, element: Element) -> _Table:
+        affine = self._transforms[mouse_id].affine.get(variable)
+        return _Table.make(self._sessions[mouse_id].rows(variable), affine, variable == "video", element)
+
+    def _allocate(self, plan: BatchPlan, tables: dict[str, _Table], frames: int) -> Batch:
         count = len(plan.samples)
-        shapes = {v: (count, 1, frames, *r) if v == "video" else (count, *r, frames) for v, r in rows.items()}
-        # Each variable starts at a cache line of its own.
-        sizes = {v: -(-prod(shape) // 16) * 16 for v, shape in shapes.items()}
-        parts = self._memory.floats(sum(sizes.values())).split(list(sizes.values()))
-        tensors = {v: part[: prod(shapes[v])].view(shapes[v]) for v, part in zip(sizes, parts, strict=True)}
+        shapes = {
+            v: (count, 1, frames, *t.rows) if t.frames_first else (count, *t.rows, frames) for v, t in tables.items()
+        }
+        types = {v: _TYPES[t.element] for v, t in tables.items()}
+        sizes = {v: prod(shape) * types[v].itemsize for v, shape in shapes.items()}
+        room = [-(-size // _LINE) * _LINE for size in sizes.values()]
+        parts = zip(sizes.items(), self._memory.take(sum(room)).split(room), strict=True)
         return Batch(
             mouse_id=plan.mouse_id,
             trial_ids=tuple(sample.trial_id for sample in plan.samples),
             frames=torch.tensor([sample.frames for sample in plan.samples], dtype=torch.int64),
-            **tensors,
+            **{v: part[:size].view(types[v]).view(shapes[v]) for (v, size), part in parts},
         )
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A variable's rows and its transform as the C++ side takes it; `arrays` are what the transform points to."""
+    """A variable's rows and transform as the C++ side takes them.
+
+    Attributes:
+        rows: (H, W), (N,) or (2,).
+        frames_first: whether a batch has time before them.
+        element: what a batch consists of.
+        known: how many frames the transform knows; None for any.
+        transform: nothing for uint8, which is transformed on the device.
+        arrays: what the transform points to.
+    """
 
     rows: tuple[int, ...]
     frames_first: bool
+    element: Element
+    known: int | None
     transform: _prefetcher.Transform
     arrays: tuple[np.ndarray, ...]
 
     @classmethod
-    def make(cls, rows: tuple[int, ...], affine: Affine | None, frames_first: bool) -> _Table:
-        if affine is None:
-            return cls(rows, frames_first, _prefetcher.Transform(), ())
+    def make(cls, rows: tuple[int, ...], affine: Affine | None, frames_first: bool, element: Element) -> _Table:
+        known = None if affine is None else affine.frames
+        if affine is None or element == Element.u8:
+            return cls(rows, frames_first, element, known, _prefetcher.Transform(), ())
         offset, scale = (
             np.ascontiguousarray(np.moveaxis(a, -1, 0) if frames_first else a, np.float32)
             for a in (affine.offset, affine.scale)
         )
         transform = _prefetcher.Transform(
-            subtract=offset.ctypes.data if offset.any() else 0, scale=scale.ctypes.data, frames=affine.frames or 0
+            subtract=offset.ctypes.data if offset.any() else 0, scale=scale.ctypes.data, frames=known or 0
         )
-        return cls(rows, frames_first, transform, (offset, scale))
+        return cls(rows, frames_first, element, known, transform, (offset, scale))
 
 
 class _Memory:
@@ -163,20 +234,22 @@ class _Memory:
 
     Args:
         most: how many blocks are kept for later.
+        pinned: whether a GPU copies from them by itself.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, pinned: bool) -> None:
         self._most = most
+        self._pinned = pinned
         self._size = 0
-        self._free: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
+        self._free: list[torch.Tensor] = []
 
-    def floats(self, count: int) -> torch.Tensor:
-        """(count,) float32 of anything."""
-        self._size = max(self._size, count)
+    def take(self, size: int) -> torch.Tensor:
+        """(size,) bytes of anything."""
+        self._size = max(self._size, size)
         block = self._reuse()
         if block is None:
-            block = torch.empty(self._size, pin_memory=torch.cuda.is_initialized())
-        view = block.numpy()[:count]  # an object of its own, which the tensor and its views keep alive
+            block = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
+        view = block.numpy()[:size]  # an object of its own, which the tensor and its views keep alive
         weakref.finalize(view, self._give_back, block).atexit = False
         return torch.from_numpy(view)
 
@@ -185,17 +258,11 @@ class _Memory:
 
     def _reuse(self) -> torch.Tensor | None:
         while self._free:
-            block, copied = self._free.pop()
+            block = self._free.pop()
             if len(block) >= self._size:
-                if copied is not None:
-                    copied.synchronize()
                 return block
         return None
 
     def _give_back(self, block: torch.Tensor) -> None:
         if len(self._free) < self._most:
-            copied = None
-            if block.is_pinned():  # a copy to the GPU may still be reading it
-                copied = torch.cuda.Event()
-                copied.record()
-            self._free.append((block, copied))
+            self._free.append(block)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,25 +36,23 @@ Batches = Generator[Batch, None, None]  # closing it stops the reading ahead
 
 
 class Reader(Protocol):
-    """Turns plans into batches, in their order."""
+    """Turns plans into batches, in their order, in host memory or on a device."""
 
     def read(self, plans: Iterable[BatchPlan]) -> Batches: ...
     def close(self) -> None: ...
 
 
-class ThreadReader:
-    """Reads and transforms trials ahead in threads.
+class PlainReader:
+    """Reads and transforms a trial when it is asked for.
 
     Args:
         sessions: where trials lie.
         transforms: what is done to them.
-        workers: threads; 0 reads when a batch is asked for.
     """
 
-    def __init__(self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform], workers: int) -> None:
+    def __init__(self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform]) -> None:
         self._sessions = sessions
         self._transforms = transforms
-        self._workers = workers
 
     def read(self, plans: Iterable[BatchPlan]) -> Batches:
         """Batches in the order of their plans; an error in a trial surfaces at its batch.
@@ -64,25 +60,8 @@ class ThreadReader:
         Raises:
             DataError: a trial is missing or damaged.
         """
-        if self._workers == 0:
-            for plan in plans:
-                yield stack(plan, [self._trial(plan.mouse_id, sample) for sample in plan.samples])
-            return
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="viv1t-reader") as pool:
-            ahead: deque[tuple[BatchPlan, list[Future[Trial]]]] = deque()
-            waiting = 0
-            try:
-                for plan in plans:
-                    ahead.append((plan, [pool.submit(self._trial, plan.mouse_id, sample) for sample in plan.samples]))
-                    waiting += len(plan.samples)
-                    # Enough to keep every thread busy while one batch is used, and no more.
-                    while len(ahead) > 1 and waiting - len(ahead[0][1]) >= 2 * self._workers:
-                        waiting -= len(ahead[0][1])
-                        yield _gather(*ahead.popleft())
-                while ahead:
-                    yield _gather(*ahead.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for plan in plans:
+            yield stack(plan, [self._trial(plan.mouse_id, sample) for sample in plan.samples])
 
     def close(self) -> None:
         """Nothing is kept between reads."""
@@ -95,10 +74,6 @@ class ThreadReader:
         except Exception as error:
             error.add_note(f"while reading trial {sample.trial_id} of mouse {mouse_id}")
             raise
-
-
-def _gather(plan: BatchPlan, trials: list[Future[Trial]]) -> Batch:
-    return stack(plan, [trial.result() for trial in trials])
 
 
 def stack(plan: BatchPlan, trials: Sequence[Trial]) -> Batch:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viv1t.data.device import MovieTransform
 from viv1t.data.reader import Batches, BatchPlan, Reader
 from viv1t.data.session import VARIABLES, Place, Session
 from viv1t.data.stack import Layout, NotWholeError, StackWriter, holds_whole_numbers, stacked
@@ -233,17 +234,13 @@ class _OnDevice:
     transform: Transform
     layout: Layout
     index: Mapping[int, int]
-    offset: Tensor | None  # of the movie's transform, (T or 1, H, W)
-    scale: Tensor | None
+    movies: MovieTransform
     arrays: Mapping[str, Tensor]
 
     @classmethod
     def empty(
         cls, session: Session, transform: Transform, trials: Sequence[int], layout: Layout, device: torch.device
     ) -> _OnDevice:
-        def table(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0))).to(device)
-
         kinds = {"video": torch.uint8 if layout.dtypes["video"] == np.uint8 else torch.float32,
                  "response": torch.bfloat16}  # fmt: skip
         arrays = {}
@@ -251,13 +248,11 @@ class _OnDevice:
             trials_held, frames, *rows = layout.shape(variable)
             shape = (trials_held, frames, *rows) if variable == "video" else (trials_held, *rows, frames)
             arrays[variable] = torch.empty(shape, dtype=kinds.get(variable, torch.float32), device=device)
-        affine = transform.affine.get("video")
         return cls(
             transform=transform,
             layout=layout,
             index={trial: index for index, trial in enumerate(trials)},
-            offset=None if affine is None else table(affine.offset),
-            scale=None if affine is None else table(affine.scale),
+            movies=MovieTransform(transform, device),
             arrays=arrays,
         )
 
@@ -282,13 +277,9 @@ class _OnDevice:
         }
         for row, sample in enumerate(plan.samples):
             index, frames = self.index[sample.trial_id], slice(sample.first_frame, sample.first_frame + sample.frames)
-            movie = out["video"][row, 0, : sample.frames]
-            movie.copy_(self.arrays["video"][index, frames])
-            if self.offset is not None and self.scale is not None:
-                known = frames if len(self.scale) > 1 else slice(None)
-                movie.sub_(self.offset[known]).mul_(self.scale[known])
-            if self.transform.crops:
-                movie.copy_(self.transform.crop(movie))
+            self.movies.write(
+                out["video"][row, 0, : sample.frames], self.arrays["video"][index, frames], sample.first_frame
+            )
             for variable in ("response", "behavior", "pupil_center"):
                 out[variable][row, :, : sample.frames].copy_(self.arrays[variable][index, :, frames])
         return Batch(

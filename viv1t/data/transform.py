@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,35 @@ class Affine:
         return self.offset[..., first : first + frames], self.scale[..., first : first + frames]
 
 
+@dataclass(frozen=True)
+class CenterCrop:
+    """The central part of every frame, resized to the whole.
+
+    Attributes:
+        rows: indices of the pixels kept, (h, 1).
+        columns: (w,).
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def of(cls, frame_size: tuple[int, int], share: float) -> CenterCrop:
+        """Keeps a share of each axis; raises a ConfigError if that leaves no pixel."""
+        rows, columns = (_central(size, share) for size in frame_size)
+        return cls(rows[:, None], columns)
+
+    def to(self, device: torch.device) -> CenterCrop:
+        """The same for movies on `device`."""
+        return CenterCrop(self.rows.to(device), self.columns.to(device))
+
+    def __call__(self, video: torch.Tensor) -> torch.Tensor:
+        """(frames, H, W) to (frames, H, W)."""
+        inner = video[:, self.rows, self.columns][:, None]
+        resized = F.interpolate(inner, size=video.shape[1:], mode="bilinear", align_corners=False, antialias=False)
+        return resized[:, 0]
+
+
 class Transform:
     """One mouse's transform, built from its statistics.
 
@@ -69,6 +99,7 @@ class Transform:
 
     Attributes:
         affine: per variable, what is subtracted and multiplied; empty for the mode none.
+        center: what is done to movies after that; None if they are kept whole.
 
     Raises:
         ConfigError: the statistics lack the family the mode needs, or `center_crop` leaves no pixel.
@@ -86,7 +117,7 @@ class Transform:
     ) -> None:
         self.mouse_id = mouse_id
         self.affine: Mapping[str, Affine] = {}
-        self._crop: tuple[np.ndarray, np.ndarray] | None = None
+        self.center: CenterCrop | None = None
         self._max_frames = None if mode == "none" else MAX_FRAMES
         if mode == "none":
             return
@@ -105,7 +136,13 @@ class Transform:
             raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
         self.affine = affine | {"response": Affine(np.zeros_like(precision), precision)}
         if center_crop < 1:
-            self._crop = tuple(_central(size, center_crop) for size in frame_size)  # type: ignore[assignment]
+            self.center = CenterCrop.of(frame_size, center_crop)
+
+    def without_center_crop(self) -> Transform:
+        """The same but for the center crop."""
+        other = copy(self)
+        other.center = None
+        return other
 
     def frames(self, duration: int) -> int:
         """How many frames of a trial of `duration` recorded frames are used."""
@@ -129,8 +166,8 @@ class Transform:
         """
         values = {v: self._values(v, trial_id, raw[v], first_frame, frames) for v in VARIABLES}
         video = np.ascontiguousarray(values["video"].transpose(2, 0, 1))
-        if self.crops:
-            video = self.crop(torch.from_numpy(video)).numpy()
+        if self.center is not None:
+            video = self.center(torch.from_numpy(video)).numpy()
         return Trial(
             mouse_id=self.mouse_id,
             trial_id=trial_id,
@@ -140,19 +177,6 @@ class Transform:
             behavior=values["behavior"],
             pupil_center=values["pupil_center"],
         )
-
-    @property
-    def crops(self) -> bool:
-        """Whether movies are cropped around their centre."""
-        return self._crop is not None
-
-    def crop(self, video: torch.Tensor) -> torch.Tensor:
-        """The central part of every frame, resized to the whole: (T, H, W) to (T, H, W)."""
-        assert self._crop is not None
-        rows, columns = (torch.from_numpy(pixels).to(video.device) for pixels in self._crop)
-        inner = video[:, rows[:, None], columns][:, None]
-        resized = F.interpolate(inner, size=video.shape[1:], mode="bilinear", align_corners=False, antialias=False)
-        return resized[:, 0]
 
     def response(self, trial_id: int, raw: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
         """The response alone, (N, frames) float32; arguments as for `apply`."""
@@ -208,10 +232,10 @@ def _padded(std: np.ndarray) -> np.ndarray:
     return np.pad(std, ((0, 0), (0, missing)), constant_values=np.nan) if missing > 0 else std
 
 
-def _central(size: int, share: float) -> np.ndarray:
+def _central(size: int, share: float) -> torch.Tensor:
     """The pixels of one axis at linspace(-share, share, int(size * share)): -1 and 1 are the outer pixels."""
     kept = int(size * share)
     if kept < 1:
         raise ConfigError(f"--center_crop {share} leaves no pixel of {size}")
     positions = (torch.linspace(-share, share, kept) + 1) / 2 * (size - 1)
-    return positions.round().long().numpy()
+    return positions.round().long()
