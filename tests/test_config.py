@@ -163,7 +163,7 @@ def wrong_values(field: dataclasses.Field[Any], annotation: Any) -> list[Any]:
     elif kind is bool:
         values += ["maybe", 2, 0.5]
     elif kind is str:
-        values += [3, True]
+        values += [0, "10s", "m", "", True] if flag == "save_every" else [3, True]
     low, high = field.metadata["low"], field.metadata["high"]
     values += [low - 1] if low > -math.inf else []
     values += [high + 1] if high < math.inf else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -434,6 +435,23 @@ class TrainConfig(_Checked):
     wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
     clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
     verbose: int = option("verbose", 2, help="0 silent to 3 everything", low=0, high=3)
+    save_every: str = option("save_every", "10m", help="optimizer steps, or minutes (10m), between saves in an epoch")
+    reader_timeout: int = option(
+        "reader_timeout", 600, help="seconds without a batch after which a stuck reader ends the run; 0: never", low=0
+    )
+
+    def validate(self) -> None:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}m?", self.save_every):
+            raise ConfigError(
+                f"--save_every takes a number of optimizer steps (200) or minutes (10m), not {self.save_every!r}"
+            )
+
+    @property
+    def save_interval(self) -> tuple[float, float]:
+        """Optimizer steps and seconds between saves; infinity for the one that does not count."""
+        if self.save_every.endswith("m"):
+            return math.inf, 60.0 * int(self.save_every[:-1])
+        return int(self.save_every), math.inf
 
 
 CoreConfig = VivitConfig | FactorizedBaselineConfig
@@ -573,7 +591,7 @@ def _decode(f: dataclasses.Field[Any], value: Any) -> Any:
         return codes.get(value, value)
     if flag in INTEGER_SWITCHES and value in (0, 1):
         return bool(value)
-    if flag == "precision":
+    if flag == "precision" or (flag == "save_every" and isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
     if isinstance(value, str) and str(f.type).startswith("float"):
         try:

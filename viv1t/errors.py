@@ -21,5 +21,13 @@ class CheckpointError(Viv1tError, ValueError):
     """A run folder or checkpoint that is missing, damaged, in use or does not fit the model. Exit status 1."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end. Exit status 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
 class TrainingError(Viv1tError, RuntimeError):
     """Training cannot go on: for example, a loss that is not finite. Exit status 1."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PART = ".part"  # in the names of what is being written
+
 
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder durable."""
@@ -25,15 +27,20 @@ def _umask() -> int:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there replaces `path` at the end, or vanishes on an error."""
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`; what was written there replaces `path` at the end, or vanishes on an error.
+
+    What `path` was is kept as `previous`, if given: at every moment one of the two is whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{_PART}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers make private files; results are for sharing
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
@@ -44,3 +51,9 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what writers left in `folder` that were killed; nobody else may be writing there."""
+    for path in folder.glob(f".*{_PART}*"):
+        path.unlink(missing_ok=True)

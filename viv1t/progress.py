@@ -20,12 +20,13 @@ class Progress:
         label: what is going on.
         total: steps in all.
         unit: name of a step.
+        done: how many steps were done before.
         show: print at all.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "steps", *, show: bool = True) -> None:
+    def __init__(self, label: str, total: int, unit: str = "steps", *, done: int = 0, show: bool = True) -> None:
         self.label, self.total, self.unit, self.show = label, total, unit, show
-        self.done = 0
+        self.done = self.before = done
         self.start = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.next = self.start + (0.1 if self.terminal else 10.0)
@@ -37,7 +38,7 @@ class Progress:
         if not self.show or now < self.next:
             return
         self.next = now + (0.1 if self.terminal else 10.0)
-        rate = self.done / max(now - self.start, 1e-9)
+        rate = (self.done - self.before) / max(now - self.start, 1e-9)
         left = duration((self.total - self.done) / rate) if rate > 0 else "?"
         speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.1f} s per {self.unit.rstrip('s')}"
         line = f"{self.label}  {self.done}/{self.total}  {speed}  {left} left  {note}".rstrip()

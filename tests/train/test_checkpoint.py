@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 
 from viv1t.errors import CheckpointError
-from viv1t.train import checkpoint
 from viv1t.train.checkpoint import (
     load_module_entries,
     load_optimizer_entries,
@@ -97,11 +97,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     write_checkpoint(path, {"a": torch.zeros(2)}, {"epoch": 1})
     before = path.read_bytes()
 
-    def failing(tensors: Any, target: Path, metadata: Any) -> None:
-        Path(target).write_bytes(b"half")
+    def failing(source: Any, target: Any) -> None:
+        assert Path(source).stat().st_size == len(before)
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(os, "replace", failing)
     expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_checkpoint(path, {"a": torch.ones(2)}, {"epoch": 2})

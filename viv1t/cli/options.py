@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
-from viv1t.errors import ConfigError, Viv1tError
+from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.train.run_log import LevelFormat
 
 
@@ -134,9 +135,12 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
     except Viv1tError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if argv is None:  # the process ends here: a second signal is not to disturb it
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         print(f"\n{program}: interrupted", file=sys.stderr)
-        return 130
+        return error.exit_code if isinstance(error, Interrupted) else 130
     except BrokenPipeError:
         # Nobody reads any more; the interpreter would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ from viv1t.train.run_folder import RunFolder
 from viv1t.train.run_log import RunLog
 from viv1t.train.trainer import Trainer, best_device, check_trainable
 from viv1t.train.validate import Validation
+from viv1t.train.watch import Watch
 
 Row = dict[str, Any]
 
@@ -24,11 +25,11 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     check_trainable(config)
     wandb = _wandb(config)
     folder = RunFolder(config.train.output_dir)
-    with RunLog(config.train.verbose) as log, folder.locked():
+    with Watch() as watch, RunLog(config.train.verbose) as log, folder.locked():
         folder.check_start(config)
         device = best_device(config.train.device)
         with closing(Recordings.open(config.data, config.train.seed, device=device)) as recordings:
-            trainer = Trainer(config, recordings, folder)
+            trainer = Trainer(config, recordings, folder, watch)
             trainer.begin()
             log.open(folder.log)
             return trainer, trainer.fit(_after_epoch(config, folder, wandb))

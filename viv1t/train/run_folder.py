@@ -26,7 +26,7 @@ from viv1t.types import MAX_FRAMES
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
-    "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile",
+    "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "save_every", "reader_timeout",
 }  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class RunFolder:
         self.args = self.path / "args.yaml"
         self.best = self.path / "ckpt" / "best.safetensors"
         self.last = self.path / "ckpt" / "last.safetensors"
+        self.previous = self.path / "ckpt" / "previous.safetensors"
         self.published = self.path / "ckpt" / "model_state.pt"
         self.metrics = self.path / "metrics.csv"
         self.evaluation = self.path / "evaluation.yaml"
@@ -47,6 +48,11 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.args.is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a save to go on from."""
+        return self.last.is_file() or self.previous.is_file()
 
     def check_start(self, config: RunConfig) -> None:
         """Whether a run can be started, continued or, with `clear_output_dir`, replaced here; changes nothing.
@@ -62,7 +68,7 @@ class RunFolder:
             )
         if config.train.clear_output_dir:
             return
-        if self.last.is_file():
+        if self.started:
             self._check_same(config)
         elif self.published.is_file():
             raise ConfigError(

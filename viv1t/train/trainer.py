@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,21 @@ import yaml
 
 from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.data.loader import Recordings
-from viv1t.errors import CheckpointError, ConfigError, DataError
-from viv1t.files import write_text
+from viv1t.data.order import Cursor
+from viv1t.data.reader import Batches
+from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
+from viv1t.files import remove_leftovers, write_text
 from viv1t.model.critic import Critic, check_size
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
+    Progressed,
     load_module_entries,
     load_optimizer_entries,
     module_entries,
     optimizer_entries,
     read_checkpoint,
+    read_newest,
     write_checkpoint,
 )
 from viv1t.train.optimizer import build_optimizer
@@ -36,9 +42,13 @@ from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import Step
 from viv1t.train.validate import Validation, check_every_frame, check_length, validate
+from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES, Batch
 
 log = logging.getLogger("viv1t.train")
+
+# Of `metrics.csv`, before each mouse's correlation.
+_COLUMNS = ("epoch", "train_loss", "validation_loss", "correlation", "learning_rate", "seconds")
 
 
 def best_device(name: str | None) -> torch.device:
@@ -57,9 +67,10 @@ def best_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch's noise, so that a run that goes on draws what an uninterrupted one would."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def noise_seed(seed: int, epoch: int, batch: int) -> int:
+    """The seed of one batch's noise: a run that goes on draws what an uninterrupted one would, in any division."""
+    digest = hashlib.blake2b(f"noise {seed} {epoch} {batch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
@@ -103,6 +114,12 @@ class Trainer:
         config: everything about the run.
         recordings: its data.
         run: its folder, locked by the caller.
+        watch: hears of signals and stuck readers, if the caller has entered it.
+
+    Attributes:
+        epoch: the epochs that are finished.
+        batch: how many batches of the next epoch have been used, over all mice.
+        losses: of the optimizer steps of that epoch.
 
     Raises:
         DataError: a mouse cannot be trained or scored.
@@ -111,6 +128,7 @@ class Trainer:
     config: RunConfig
     recordings: Recordings
     run: RunFolder
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -134,11 +152,22 @@ class Trainer:
         self.cosine = self.config.optimizer.schedule == "cosine"
         self.schedule = PlateauSchedule(min_epochs=train.epochs if self.cosine else 0)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.epoch = 0
+        self.epoch = self.batch = 0
+        self.losses: list[float] = []
         self.rows: list[dict[str, Any]] = []
         if train.compile:
             self.model.core.compile_blocks()
         self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic)
+        entries = module_entries(self.modules)
+        self._buffers = {
+            name: value
+            for module, parts in self.modules.items()
+            for name, value in ((f"{module}/{key}", value) for key, value in parts.named_buffers())
+            if name in entries
+        }
+        self._before: dict[str, torch.Tensor] = {}  # those buffers before the step under way
+        self._saved = Cursor(-1, 0, "")
+        self._steps_since, self._time_saved = 0, time.monotonic()
 
     def _check_data(self) -> None:
         for mouse_id, size in self.recordings.train_sizes.items():
@@ -162,7 +191,9 @@ class Trainer:
             CheckpointError: a checkpoint to go on or start from is damaged or does not fit.
             DataError: a trial of the tier validation is damaged, or too short to be scored.
         """
-        if self.run.last.is_file() and not self.config.train.clear_output_dir:
+        for folder in (self.run.path, self.run.last.parent):
+            remove_leftovers(folder)
+        if self.run.started and not self.config.train.clear_output_dir:
             self._continue()
             return
         # Training reaches these trials only after an epoch: better to know now.
@@ -181,16 +212,25 @@ class Trainer:
         write_text(self.run.path / "model.txt", summary(self.model))
 
     def _continue(self) -> None:
-        entries, facts = read_checkpoint(self.run.last)
-        load_module_entries(self.modules, entries, str(self.run.last))
+        path, entries, facts = read_newest(self.run.last, self.run.previous)
+        state = Progressed.from_facts(facts, path)
+        state.cursor.check(self.recordings.cursor(0, 0).order, self.recordings.batches_per_epoch)
+        groups = self.optimizer.param_groups
+        if len(state.lr) != len(groups) or state.cursor.batch % len(self.recordings.mice):
+            raise CheckpointError(f"{path}: not the state of this run")
+        load_module_entries(self.modules, entries, str(path))
         load_optimizer_entries(self.modules, self.optimizer, entries)
-        self.epoch = facts["epoch"]
-        self.schedule.load_state_dict(facts["schedule"])
-        self.step.micro_batch_size = facts["micro_batch_size"]
-        for group, lr in zip(self.optimizer.param_groups, facts["lr"], strict=True):
+        self.epoch, self.batch, self.losses = state.cursor.epoch - 1, state.cursor.batch, list(state.losses)
+        self.schedule.load_state_dict(state.schedule)
+        self.step.micro_batch_size = state.micro_batch_size
+        for group, lr in zip(groups, state.lr, strict=True):
             group["lr"] = lr
-        self.rows = [row for row in self._read_metrics() if int(row["epoch"]) <= self.epoch]
-        log.info("continuing %s after epoch %d", self.run.path, self.epoch)
+        self.rows = self._read_metrics()
+        self._saved = state.cursor
+        if path != self.run.last and self.run.last.is_file():
+            # It must not become the save before the next one.
+            self.run.last.replace(self.run.last.with_name("damaged.safetensors"))
+        log.info("continuing %s after %s", self.run.path, self._where())
 
     def _restore(self, folder: str, prefix: str) -> None:
         source = RunFolder(folder).load_model().state_dict()
@@ -202,15 +242,27 @@ class Trainer:
         self.model.load_state_dict({k: source[k] for k in wanted}, strict=False)
         log.info("started from the %s of %s", "core" if prefix else "weights", folder)
 
+    def _where(self) -> str:
+        """How far the run has come, in words."""
+        steps = self.batch // len(self.recordings.mice)
+        return f"epoch {self.epoch}" + (f" and {steps} steps" if steps else "")
+
     def _save_last(self) -> None:
-        facts = {
-            "epoch": self.epoch,
-            "schedule": self.schedule.state_dict(),
-            "lr": [group["lr"] for group in self.optimizer.param_groups],
-            "micro_batch_size": self.step.micro_batch_size,
-        }
-        entries = module_entries(self.modules) | optimizer_entries(self.modules, self.optimizer)
-        write_checkpoint(self.run.last, entries, facts)
+        """Saves the state after the last optimizer step, or after an epoch's end; the caller holds `watch.changing`."""
+        cursor = self.recordings.cursor(self.epoch + 1, self.batch)
+        if cursor == self._saved:
+            return
+        state = Progressed(
+            cursor=cursor,
+            losses=self.losses,
+            lr=[group["lr"] for group in self.optimizer.param_groups],
+            schedule=self.schedule.state_dict(),
+            micro_batch_size=self.step.micro_batch_size,
+        )
+        entries = module_entries(self.modules) | self._before | optimizer_entries(self.modules, self.optimizer)
+        write_checkpoint(self.run.last, entries, state.facts(), self.run.previous)
+        self._saved = cursor
+        self._steps_since, self._time_saved = 0, time.monotonic()
 
     def _load_best(self) -> None:
         entries, _ = read_checkpoint(self.run.best)
@@ -234,25 +286,31 @@ class Trainer:
 
         Raises:
             DataError: a trial is missing or damaged.
-            TrainingError: a loss is not finite, or memory does not suffice.
+            Interrupted: a signal came; the run was saved and goes on from there.
+            TrainingError: a loss or a gradient is not finite, or memory does not suffice.
         """
         if self.finished:
             log.info("%s is finished after epoch %d", self.run.path, self.epoch)
         elif self.step.micro_batch_size == 0 and self.device.type == "cuda":
             self.step.micro_batch_size = self._find_micro_batch()
-        while not self.finished:
-            self.epoch += 1
-            began = time.monotonic()
-            loss = self._train_epoch()
-            validation = self._validate()
-            self._schedule(validation)
-            self._record(loss, validation, time.monotonic() - began)
-            self._save_last()
-            if after_epoch is not None:
-                after_epoch(self.rows[-1])
+        with self.watch.saving(self._save_last):
+            try:
+                while not self.finished:
+                    began = time.monotonic()
+                    self._train_epoch()
+                    validation = self._validate()
+                    with self.watch.changing:
+                        self._end_epoch(validation, time.monotonic() - began)
+                    if after_epoch is not None:
+                        after_epoch(self.rows[-1])
+                    self.watch.check()
+            except Interrupted:
+                with self.watch.changing:
+                    self._save_last()
+                log.info("saved after %s; the same command continues", self._where())
+                raise
         if self.run.best.is_file():
             self._load_best()
-        torch.manual_seed(self.config.train.seed)  # the random readout draws in evaluation too
         final = self._validate()
         self._write_evaluation(final)
         return final
@@ -277,37 +335,78 @@ class Trainer:
             log.info("batches of %d are taken %d trials at a time, to fit in the GPU's memory", count, size)
         return size
 
-    def _train_epoch(self) -> float:
-        torch.manual_seed(epoch_seed(self.config.train.seed, self.epoch))
+    def _train_epoch(self) -> None:
+        """The optimizer steps of the next epoch that have not been made."""
+        epoch, mice = self.epoch + 1, len(self.recordings.mice)
         for module in self.modules.values():
             module.train()
         if self.cosine:
-            factor = cosine_factor(self.epoch, self.config.train.epochs)
+            factor = cosine_factor(epoch, self.config.train.epochs)
             for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
                 group["lr"] = lr * factor
-        mice = len(self.recordings.mice)
-        rounds = self.recordings.batches_per_epoch // mice
-        progress = Progress(
-            f"epoch {self.epoch}/{self.config.train.epochs}", rounds, show=self.config.train.verbose > 1
-        )
-        losses: list[float] = []
+        steps, done = self.recordings.batches_per_epoch // mice, self.batch // mice
+        show = self.config.train.verbose > 1
+        progress = Progress(f"epoch {epoch}/{self.config.train.epochs}", steps, done=done, show=show)
         # Closed here, so that no thread goes on reading when training is interrupted.
-        with closing(self.recordings.train_batches(self.epoch)) as batches:
-            for i, batch in enumerate(batches, start=1):
-                self.step.accumulate(batch.to(self.device))
-                if i % mice == 0:
-                    loss, _ = self.step.update()
-                    losses.append(loss)
-                    progress.step(f"loss {loss:.1f}")
+        with closing(self.recordings.resume(self.recordings.cursor(epoch, self.batch))) as batches:
+            for _ in range(done, steps):
+                self._train_step(epoch, batches)
+                progress.step(f"loss {self.losses[-1]:.1f}")
+                self.watch.check()
+                if self._save_due():
+                    with self.watch.changing:
+                        self._save_last()
         progress.close()
-        return float(np.mean(losses))
+
+    def _train_step(self, epoch: int, batches: Batches) -> None:
+        # Batch norm's statistics change with every batch, the weights only when all have been seen.
+        self._before = {name: value.clone() for name, value in self._buffers.items()}
+        mice = list(self.recordings.mice)
+        for i in range(len(mice)):
+            with self.watch.limit(self.config.train.reader_timeout, partial(self._stuck, epoch, self.batch + i)):
+                batch = next(batches)
+            torch.manual_seed(noise_seed(self.config.train.seed, epoch, self.batch + i))
+            self.step.accumulate(batch.to(self.device))
+        with self.watch.changing:
+            loss, _ = self.step.update()
+            self.losses.append(loss)
+            self.batch += len(mice)
+            self._before = {}
+        self._steps_since += 1
+
+    def _save_due(self) -> bool:
+        steps, seconds = self.config.train.save_interval
+        return self._steps_since >= steps or time.monotonic() - self._time_saved >= seconds
+
+    def _stuck(self, epoch: int, batch: int) -> TrainingError:
+        mouse_id, trials = self.recordings.order(epoch)[batch]
+        return TrainingError(
+            f"mouse {mouse_id}, trials {', '.join(map(str, trials))}: not read from {self.config.data.path} within "
+            f"{self.config.train.reader_timeout} s (--reader_timeout); look at the disk or network that holds them"
+        )
 
     def _validate(self) -> Validation:
         trials = sum(len(self.recordings.trial_ids(m, "validation")) for m in self.recordings.mice)
         progress = Progress("validation", trials, "trials", show=self.config.train.verbose > 1)
-        result = validate(self.model, self.recordings, self.config.optimizer, progress.step)
+
+        def advance() -> None:
+            progress.step()
+            self.watch.check()
+
+        # The random readout draws in evaluation too.
+        torch.manual_seed(self.config.train.seed)
+        result = validate(self.model, self.recordings, self.config.optimizer, advance)
         progress.close()
         return result
+
+    def _end_epoch(self, validation: Validation, seconds: float) -> None:
+        """Takes the schedule's decision, and writes down what the epoch came to."""
+        loss = float(np.mean(self.losses))
+        self.epoch += 1
+        self.batch, self.losses = 0, []
+        self._schedule(validation)
+        self._record(loss, validation, seconds)
+        self._save_last()
 
     def _schedule(self, validation: Validation) -> None:
         decision = self.schedule.step(validation.mean, self.epoch)
@@ -325,14 +424,9 @@ class Trainer:
     # -- records -------------------------------------------------------------------------------------------------------
 
     def _record(self, loss: float, validation: Validation, seconds: float) -> None:
-        row: dict[str, Any] = {
-            "epoch": self.epoch,
-            "train_loss": loss,
-            "validation_loss": validation.loss,
-            "correlation": validation.mean,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(seconds, 3),
-        }
+        lr = self.optimizer.param_groups[0]["lr"]
+        values = (self.epoch, loss, validation.loss, validation.mean, lr, round(seconds, 3))
+        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         row |= {f"correlation/{m}": r for m, r in validation.correlation.items()}
         self.rows.append(row)
         text = io.StringIO()
@@ -357,10 +451,18 @@ class Trainer:
         )
 
     def _read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of the finished epochs."""
         if not self.run.metrics.is_file():
             return []
-        with open(self.run.metrics, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with open(self.run.metrics, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file, strict=True)
+                rows = [row for row in reader if int(row["epoch"]) <= self.epoch]
+            if rows and list(rows[0]) != [*_COLUMNS, *(f"correlation/{mouse}" for mouse in self.recordings.mice)]:
+                raise ValueError("other columns")
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise CheckpointError(f"{self.run.metrics}: damaged ({error}); delete it to go on without") from error
+        return rows
 
     def _write_evaluation(self, validation: Validation) -> None:
         """`evaluation.yaml` in the published layout."""

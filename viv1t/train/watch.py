@@ -1,0 +1,127 @@
+"""Ending a run that is told to end, or cannot go on, with nothing lost.
+
+Python answers a signal between two steps of its own, and a backward pass or a read may take long. So a second thread
+watches: it hears of signals through a pipe that the interpreter writes to at once, and ends the process by itself
+when the first thread does not get there in time.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+from viv1t.errors import Interrupted, Viv1tError
+
+GRACE = 3.0  # seconds for a step to end after a signal; what is left of five is for the save
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Watch:
+    """While entered, turns SIGINT and SIGTERM into `Interrupted`: at once, or at the next `check` inside `saving`.
+
+    Only the first signal counts. Outside the main thread, where Python allows no handlers, it only watches readers.
+
+    Attributes:
+        changing: a lock, held while what is to be saved changes.
+        signal: the number of the signal that came; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.changing = threading.Lock()
+        self.signal = 0
+        self._asked = 0.0
+        self._raised = False
+        self._save: Callable[[], None] | None = None
+        self._limit: tuple[float, Callable[[], Viv1tError]] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Watch:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        if threading.current_thread() is threading.main_thread():
+            self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._thread = threading.Thread(target=self._watch, name="viv1t-watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._fd_before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        os.write(self._write, b"\0")  # no signal's number: ends the thread
+        self._thread.join()
+        os.close(self._write)
+        os.close(self._read)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self.signal:
+            self._raised = True
+            raise Interrupted(self.signal)
+
+    @contextmanager
+    def saving(self, save: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile signals wait for `check`, and `save` may be called, between changes, by the second thread."""
+        self._save = save
+        try:
+            yield
+        finally:
+            with self.changing:
+                self._save = None
+
+    @contextmanager
+    def limit(self, seconds: float, error: Callable[[], Viv1tError]) -> Iterator[None]:
+        """Ends the process with an error, as told, if what is inside takes longer; 0 allows any time."""
+        self._limit = (time.monotonic() + seconds, error) if seconds else None
+        try:
+            yield
+        finally:
+            self._limit = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._note(number)
+        if self._save is None and not self._raised:
+            self.check()
+
+    def _note(self, number: int) -> None:
+        if not self.signal:
+            self._asked = time.monotonic()
+            self.signal = number
+
+    def _watch(self) -> None:
+        while True:
+            if select.select([self._read], [], [], 0.5)[0]:
+                for number in os.read(self._read, 64):
+                    if number == 0:
+                        return
+                    if number in _SIGNALS:  # others that the program handles are written too
+                        self._note(number)
+            limit, now = self._limit, time.monotonic()
+            if self.signal and now > self._asked + GRACE:
+                self._end(128 + self.signal, "interrupted")
+            elif limit is not None and now > limit[0]:
+                error = limit[1]()
+                self._end(error.exit_code, f"error: {error}")
+
+    def _end(self, status: int, words: str) -> None:
+        """Saves, if there is something to save, and ends the process as it stands: the first thread cannot."""
+        with self.changing:
+            if self._save is not None:
+                try:
+                    self._save()
+                    words += "; saved before the step that was under way"
+                except Viv1tError as error:
+                    words, status = f"error: {error}", error.exit_code
+            with suppress(OSError, ValueError):
+                print(f"\n{os.path.basename(sys.argv[0])}: {words}", file=sys.stderr, flush=True)
+            os._exit(status)
