@@ -158,7 +158,7 @@ def test_other_recordings_are_refused(mice: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     "damage",
     [{"lr": [0.1]}, {"lr": ["x", "y"]}, {"cursor": {}}, {"cursor": 3}, {"losses": None}, {"micro_batch_size": "all"},
-     {"schedule": {"wait": []}}, {"schedule": 1}, {"cursor": {"epoch": 1, "batch": 1, "order": ""}}],
+     {"schedule": {"wait": []}}, {"schedule": 1}, {"schedule": {}}, {"cursor": {"epoch": 1, "batch": 1, "order": ""}}],
 )  # fmt: skip
 def test_a_state_that_makes_no_sense_is_refused(mice: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
     run = tmp_path / "run"

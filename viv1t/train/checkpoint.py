@@ -25,6 +25,7 @@ from viv1t.data.order import Cursor
 from viv1t.errors import CheckpointError
 from viv1t.files import replacing
 from viv1t.model.published import check_entries
+from viv1t.train.schedule import PlateauSchedule
 
 log = logging.getLogger("viv1t.train")
 
@@ -71,6 +72,7 @@ class Progressed:
             plain = (int, float, bool, type(None))
             if not isinstance(schedule, dict) or not all(isinstance(v, plain) for v in schedule.values()):
                 raise TypeError("schedule")
+            PlateauSchedule().load_state_dict(schedule)
             return cls(
                 Cursor(int(cursor["epoch"]), int(cursor["batch"]), str(cursor["order"])),
                 [float(loss) for loss in facts["losses"]],
