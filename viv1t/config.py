@@ -183,10 +183,10 @@ class VivitConfig(_Checked):
     )
     spatial_patch_size: int = option("core_spatial_patch_size", 7, help="patch height and width in pixels", low=1)
     spatial_patch_stride: int = option("core_spatial_patch_stride", 2, help="pixels between patches", low=1)
-    spatial_depth: int = option("core_spatial_depth", 3, help="spatial Transformer blocks", low=0)
+    spatial_depth: int = option("core_spatial_depth", 3, help="spatial Transformer blocks", low=0, high=1000)
     temporal_patch_size: int = option("core_temporal_patch_size", 25, help="patch length in frames", low=1)
     temporal_patch_stride: int = option("core_temporal_patch_stride", 1, help="frames between patches", low=1)
-    temporal_depth: int = option("core_temporal_depth", 5, help="temporal Transformer blocks", low=0)
+    temporal_depth: int = option("core_temporal_depth", 5, help="temporal Transformer blocks", low=0, high=1000)
     num_heads: int = option("core_num_heads", 11, help="attention heads", low=1)
     emb_dim: int = option("core_emb_dim", 112, help="embedding size D", low=1)
     head_dim: int = option("core_head_dim", 48, help="size of a head", low=1)
@@ -232,7 +232,7 @@ class FactorizedBaselineConfig(_Checked):
     temporal_input_kernel: int = option("core_temporal_input_kernel", 11, help="first temporal kernel, frames", low=1)
     spatial_hidden_kernel: int = option("core_spatial_hidden_kernel", 5, help="further spatial kernels", low=1)
     temporal_hidden_kernel: int = option("core_temporal_hidden_kernel", 5, help="further temporal kernels", low=1)
-    num_layers: int = option("core_num_layers", 4, help="layers", low=1)
+    num_layers: int = option("core_num_layers", 4, help="layers", low=1, high=40)
     hidden_dim: int = option("core_hidden_dim", 16, help="channels of the first layer, doubled at each", low=1)
     dropout: float = option("core_dropout", 0.0, help="dropout of whole channels", low=0, high=1)
 
@@ -291,7 +291,7 @@ class ShifterConfig(_Checked):
         "shifter_mode", "pupil_center", help="0 none, 1 from pupil_center, 2 from behavior and pupil_center",
         codes={0: "none", 1: "pupil_center", 2: "state"},
     )  # fmt: skip
-    layers: int = option("shifter_layers", 3, help="linear layers", low=1)
+    layers: int = option("shifter_layers", 3, help="linear layers", low=1, high=1000)
     size: int = option("shifter_size", 5, help="hidden units", low=1)
 
 

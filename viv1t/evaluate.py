@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
+from viv1t.safe_yaml import read_yaml
 from viv1t.train.ensemble import check_fit
 from viv1t.train.validate import scored_trials
 
@@ -110,8 +110,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as YAML; delete it, or choose another --output") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a mapping of tiers was expected; delete it, or choose another --output")

@@ -188,9 +188,9 @@ def survive_kills(folder: Path, kills: int) -> tuple[int, int]:
 
 
 def test_kills_at_random_moments_of_saving(tmp_path: Path) -> None:
-    made, halves = survive_kills(tmp_path, 40)
-    assert made > 40
-    assert halves > 5  # some died in the middle
+    made, halves = survive_kills(tmp_path, 30)
+    assert made > 30
+    assert halves > 3  # some died in the middle
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["last.safetensors", "previous.safetensors"]
 

@@ -20,6 +20,7 @@ from viv1t.config import RunConfig
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.train import trainer as trainer_module
 from viv1t.train.checkpoint import read_checkpoint
+from viv1t.train.records import Records
 from viv1t.train.step import Step
 from viv1t.train.trainer import Trainer
 from viv1t.train.validate import Validation
@@ -119,7 +120,7 @@ def test_log_goes_to_the_file_and_warnings_before_it_too(
 
 @pytest.mark.parametrize(
     ("owner", "method", "calls", "threads"),
-    [(Step, "update", 3, 1), (Step, "update", 3, 2), (Trainer, "_record", 1, 1), (Trainer, "_save_last", 2, 1),
+    [(Step, "update", 3, 1), (Step, "update", 3, 2), (Records, "add", 1, 1), (Trainer, "_save_last", 2, 1),
      (Step, "accumulate", 1, 1)],
     ids=["in an epoch", "two threads", "before metrics", "after metrics", "in the first epoch"],
 )  # fmt: skip

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
+from viv1t.safe_yaml import read_yaml
 from viv1t.train.run_log import LevelFormat
 
 
@@ -113,11 +112,11 @@ def read_config_file(path: str) -> Options:
         ConfigError: the file is missing, not YAML, or not a flat mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError(f"--config {path}: a mapping of option names to values was expected")
     return content

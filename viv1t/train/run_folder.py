@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,9 +19,10 @@ from torch import Tensor
 from viv1t.config import RunConfig
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.files import replacing, write_text
-from viv1t.model.published import from_published, to_published
+from viv1t.model.published import check_entries, from_published, to_published
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
-from viv1t.train.checkpoint import load_module_entries, read_checkpoint
+from viv1t.safe_yaml import read_yaml
+from viv1t.train.checkpoint import read_checkpoint
 from viv1t.types import MAX_FRAMES
 
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
@@ -44,6 +46,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.yaml"
         self.log = self.path / "output.log"
         self.plots = self.path / "plots"
+        self.failure = self.path / "failure"
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -142,9 +145,9 @@ class RunFolder:
         if not self.args.is_file():
             raise CheckpointError(f"{self.path} is not a run folder: it has no args.yaml")
         try:
-            args = yaml.safe_load(self.args.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.args}: not readable as YAML: {' '.join(str(error).split())}") from error
+            args = read_yaml(self.args)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.args}: {error}") from error
         if not isinstance(args, dict):
             raise CheckpointError(f"{self.args}: a mapping of options was expected, not {type(args).__name__}")
         return args
@@ -171,31 +174,47 @@ class RunFolder:
         """The run's mice."""
         return list(_shapes(self.read_args(), self.args)[0])
 
+    def build_model(self) -> ViV1T:
+        """A model as the run's options describe it, with weights still to come.
+
+        Raises:
+            CheckpointError: the folder is no run, or its options describe no model.
+        """
+        config = self.config()
+        mice, frame_size = _shapes(self.read_args(), self.args)
+        try:
+            return build_model(config, mice, frame_size)
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.args}: describes a model that cannot be built ({reason})") from error
+
     def load_model(self, device: str | torch.device = "cpu") -> ViV1T:
         """The run's best model in evaluation mode; needs no data on disk.
 
         Raises:
             CheckpointError: the folder is no run, or its checkpoint is missing, damaged or does not fit.
         """
-        args = self.read_args()
-        config = self.config()
-        ours = self.best.is_file()
-        if ours:
-            entries, _ = read_checkpoint(self.best)
+        self.read_args()
+        if self.best.is_file():
+            path = self.best
+            state = {k.removeprefix("model/"): v for k, v in read_checkpoint(path)[0].items() if k[:6] == "model/"}
         elif self.published.is_file():
-            entries, _ = read_published(self.published)
+            path = self.published
+            state, _ = read_published(path)
         else:
             raise CheckpointError(
                 f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor "
                 f"{self.published.relative_to(self.path)}; a run writes one at its first "
                 "epoch with a positive correlation"
             )
-        mice, frame_size = _shapes(args, self.args)
-        model = build_model(config, mice, frame_size)
-        if ours:
-            load_module_entries({"model": model}, entries, str(self.best))
-        else:
-            model.load_state_dict(from_published(model, entries, str(self.published)))
+        # Without memory first: options that do not fit the file may describe a model of any size.
+        with torch.device("meta"):
+            outline = self.build_model()
+        if path == self.published:
+            state = from_published(outline, state, str(path))
+        check_entries(outline.state_dict(), state, str(path), {})
+        model = self.build_model()
+        model.load_state_dict(state)
         return model.to(device).eval()
 
 
@@ -232,6 +251,11 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > path.stat().st_size:  # PyTorch stores tensors as they are
+                raise ValueError(f"it would unpack to {unpacked} bytes")
         with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged files

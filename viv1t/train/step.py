@@ -53,6 +53,19 @@ def _backward(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
+class NotFinite(TrainingError):
+    """A loss or a gradient that is not finite; `place` is the batch's among those of the step, if it is known."""
+
+    def __init__(self, message: str, place: int | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # On a CPU PyTorch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 class Step:
     """Accumulates gradients over mice and updates the weights.
 
@@ -76,6 +89,7 @@ class Step:
         self.options = config.optimizer
         self.micro_batch_size = config.train.micro_batch_size
         self.parameters = list(model.parameters())
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._accumulated: list[tuple[str, Tensor]] = []
 
     def accumulate(self, batch: Batch) -> Tensor:
@@ -83,23 +97,37 @@ class Step:
 
         Raises:
             DataError: a trial is too short for the core.
-            TrainingError: the GPU's memory does not suffice.
+            TrainingError: memory does not suffice; says what would fit.
         """
         trials = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}"
-        size = self.micro_batch_size or len(batch)
+        size = min(self.micro_batch_size or len(batch), len(batch))
         total = torch.zeros((), device=batch.video.device)
         try:
             for start in range(0, len(batch), size):
                 loss, critic_loss = self._losses(batch.slice(start, start + size), len(batch))
                 _backward(loss if critic_loss is None else loss + critic_loss)
                 total += loss.detach()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{trials}: {min(size, len(batch))} trials at a time do not fit in the GPU's memory; lower "
-                "--micro_batch_size, or set --grad_checkpointing 1"
-            ) from error
-        self._accumulated.append((trials, total))
-        return total
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        else:
+            self._accumulated.append((trials, total))
+            return total
+        # Only here, where the error no longer keeps what had been computed.
+        raise TrainingError(
+            f"{trials}: {size} trials at a time do not fit in memory; {self._what_fits(batch.slice(0, size))}"
+        )
+
+    def _what_fits(self, batch: Batch) -> str:
+        size = self.find_micro_batch(batch.slice(0, max(1, len(batch) // 2)))
+        if self._fits(batch.slice(0, size)):
+            return f"--micro_batch_size {size} does, or more with --grad_checkpointing 1"
+        return "not even one does: set --grad_checkpointing 1, lower --crop_frame, or take a smaller core"
+
+    def forget(self) -> None:
+        """Drops what has been accumulated."""
+        self._accumulated.clear()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> tuple[float, Tensor | None]:
         """Clips if asked, updates the weights, clears the gradients.
@@ -108,16 +136,19 @@ class Step:
             The mean loss over the mice; the norm of their gradients before clipping, if clipped.
 
         Raises:
-            TrainingError: a loss is not finite; names the mouse and trials. The weights are as they were.
+            NotFinite: a loss, which it names with mouse and trials, or a gradient. The weights are as they were.
         """
+        grads = [p.grad for p in self.trained if p.grad is not None]
+        gradient = torch.nn.utils.get_total_norm(grads)
         # Looked at here and not mouse by mouse: a GPU is waited for once in a step.
-        losses = torch.stack([loss for _, loss in self._accumulated]).tolist()
-        for (trials, _), loss in zip(self._accumulated, losses, strict=True):
+        values = torch.stack([*(loss for _, loss in self._accumulated), gradient.to(self._accumulated[0][1])])
+        *losses, size = values.tolist()
+        advice = "look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
+        for place, ((trials, _), loss) in enumerate(zip(self._accumulated, losses, strict=True)):
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss of {trials}, is {loss}: the weights were not updated; look at those trials with "
-                    "`viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
-                )
+                raise NotFinite(f"the loss of {trials}, is {loss}: the weights were not updated; {advice}", place)
+        if not math.isfinite(size):
+            raise NotFinite(f"the gradient's norm is {size}: the weights were not updated; {advice}")
         self._accumulated.clear()
         norm = None
         if self.options.grad_norm is not None:
@@ -186,7 +217,9 @@ class Step:
     def _fits(self, batch: Batch) -> bool:
         try:
             _backward(self._losses(batch, len(batch))[0])
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             return False
         finally:
             self.optimizer.zero_grad(set_to_none=True)

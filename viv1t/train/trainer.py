@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.data.loader import Recordings
@@ -37,18 +35,17 @@ from viv1t.train.checkpoint import (
     read_newest,
     write_checkpoint,
 )
+from viv1t.train.failure import attempt, dump
 from viv1t.train.optimizer import build_optimizer
+from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
-from viv1t.train.step import Step
+from viv1t.train.step import NotFinite, Step
 from viv1t.train.validate import Validation, check_every_frame, check_length, validate
 from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES, Batch
 
 log = logging.getLogger("viv1t.train")
-
-# Of `metrics.csv`, before each mouse's correlation.
-_COLUMNS = ("epoch", "train_loss", "validation_loss", "correlation", "learning_rate", "seconds")
 
 
 def best_device(name: str | None) -> torch.device:
@@ -154,7 +151,7 @@ class Trainer:
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch = self.batch = 0
         self.losses: list[float] = []
-        self.rows: list[dict[str, Any]] = []
+        self.records = Records(self.run, list(self.recordings.mice))
         if train.compile:
             self.model.core.compile_blocks()
         self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic)
@@ -225,7 +222,7 @@ class Trainer:
         self.step.micro_batch_size = state.micro_batch_size
         for group, lr in zip(groups, state.lr, strict=True):
             group["lr"] = lr
-        self.rows = self._read_metrics()
+        self.records.read(self.epoch)
         self._saved = state.cursor
         if path != self.run.last and self.run.last.is_file():
             # It must not become the save before the next one.
@@ -302,7 +299,7 @@ class Trainer:
                     with self.watch.changing:
                         self._end_epoch(validation, time.monotonic() - began)
                     if after_epoch is not None:
-                        after_epoch(self.rows[-1])
+                        after_epoch(self.records.rows[-1])
                     self.watch.check()
             except Interrupted:
                 with self.watch.changing:
@@ -312,7 +309,7 @@ class Trainer:
         if self.run.best.is_file():
             self._load_best()
         final = self._validate()
-        self._write_evaluation(final)
+        write_evaluation(self.run, final)
         return final
 
     def _find_micro_batch(self) -> int:
@@ -363,26 +360,58 @@ class Trainer:
         self._before = {name: value.clone() for name, value in self._buffers.items()}
         mice = list(self.recordings.mice)
         for i in range(len(mice)):
-            with self.watch.limit(self.config.train.reader_timeout, partial(self._stuck, epoch, self.batch + i)):
+            name = partial(self._name, epoch, self.batch + i)
+            with self.watch.limit(self.config.train.reader_timeout, partial(self._stuck, name)):
                 batch = next(batches)
             torch.manual_seed(noise_seed(self.config.train.seed, epoch, self.batch + i))
             self.step.accumulate(batch.to(self.device))
         with self.watch.changing:
-            loss, _ = self.step.update()
+            try:
+                loss, _ = self.step.update()
+            except NotFinite as error:
+                raise self._examined(error, epoch) from error
             self.losses.append(loss)
             self.batch += len(mice)
             self._before = {}
         self._steps_since += 1
 
+    def _examined(self, error: NotFinite, epoch: int) -> TrainingError:
+        """The error of a step that was not made, with its mouse and trials, once they are kept in the run folder."""
+        with closing(self.recordings.train_batches(epoch, self.batch)) as batches:
+            for place, batch in zip(range(len(self.recordings.mice)), batches, strict=False):
+                if error.place is not None and place != error.place:
+                    continue
+                for name, value in self._before.items():
+                    self._buffers[name].copy_(value)
+                seed = noise_seed(self.config.train.seed, epoch, self.batch + place)
+                loss, names = attempt(self.step, batch.to(self.device), seed)
+                if error.place is None and math.isfinite(loss) and not names:
+                    continue
+                facts = {
+                    "epoch": epoch, "step": self.batch // len(self.recordings.mice) + 1, "seed": seed, "loss": loss,
+                    "not_finite": names, "error": str(error), "train_sizes": self.recordings.train_sizes,
+                    "micro_batch_size": self.step.micro_batch_size,
+                }  # fmt: skip
+                dump(self.run, batch, module_entries(self.modules) | self._before, facts)
+                kept = f"what is needed to see it again is in {self.run.failure}"
+                if error.place is not None:
+                    return TrainingError(f"{error}; {kept}")
+                trials = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}"
+                return TrainingError(f"{trials}, loss {loss:.6g}: {error}; {kept}")
+        return TrainingError(f"{error}; the same batches, tried again, were finite: look at the machine")
+
     def _save_due(self) -> bool:
         steps, seconds = self.config.train.save_interval
         return self._steps_since >= steps or time.monotonic() - self._time_saved >= seconds
 
-    def _stuck(self, epoch: int, batch: int) -> TrainingError:
+    def _name(self, epoch: int, batch: int) -> str:
         mouse_id, trials = self.recordings.order(epoch)[batch]
+        return f"mouse {mouse_id}, trials {', '.join(map(str, trials))}"
+
+    def _stuck(self, what: Callable[[], str]) -> TrainingError:
+        seconds, path = self.config.train.reader_timeout, self.config.data.path
         return TrainingError(
-            f"mouse {mouse_id}, trials {', '.join(map(str, trials))}: not read from {self.config.data.path} within "
-            f"{self.config.train.reader_timeout} s (--reader_timeout); look at the disk or network that holds them"
+            f"{what()}: not read within {seconds} s (--reader_timeout); look at the disk or network that holds {path}"
         )
 
     def _validate(self) -> Validation:
@@ -392,10 +421,13 @@ class Trainer:
         def advance() -> None:
             progress.step()
             self.watch.check()
+            restart()
 
         # The random readout draws in evaluation too.
         torch.manual_seed(self.config.train.seed)
-        result = validate(self.model, self.recordings, self.config.optimizer, advance)
+        stuck = partial(self._stuck, lambda: "the next trial of the tier validation")
+        with self.watch.limit(self.config.train.reader_timeout, stuck) as restart:
+            result = validate(self.model, self.recordings, self.config.optimizer, advance)
         progress.close()
         return result
 
@@ -405,35 +437,11 @@ class Trainer:
         self.epoch += 1
         self.batch, self.losses = 0, []
         self._schedule(validation)
-        self._record(loss, validation, seconds)
+        self.records.add(self.epoch, loss, validation, self.optimizer.param_groups[0]["lr"], seconds)
+        self._report(loss, validation, seconds)
         self._save_last()
 
-    def _schedule(self, validation: Validation) -> None:
-        decision = self.schedule.step(validation.mean, self.epoch)
-        if decision.save:
-            facts = {"epoch": self.epoch, "value": validation.mean}
-            write_checkpoint(self.run.best, module_entries(self.modules), facts)
-        if decision.restore and self.run.best.is_file():
-            self._load_best()
-            log.info("epoch %d: back to the weights of epoch %s", self.epoch, self.schedule.best_epoch)
-        if decision.reduce_lr:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.reduced(group["lr"])
-            log.info("learning rate of the core is now %.3g", self.optimizer.param_groups[0]["lr"])
-
-    # -- records -------------------------------------------------------------------------------------------------------
-
-    def _record(self, loss: float, validation: Validation, seconds: float) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
-        values = (self.epoch, loss, validation.loss, validation.mean, lr, round(seconds, 3))
-        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
-        row |= {f"correlation/{m}": r for m, r in validation.correlation.items()}
-        self.rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row))
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.run.metrics, text.getvalue())
+    def _report(self, loss: float, validation: Validation, seconds: float) -> None:
         left = duration(seconds * (self.config.train.epochs - self.epoch))
         mice = "  ".join(f"{m} {r:.3f}" for m, r in validation.correlation.items())
         detail = f"  [{mice}]" if self.config.train.verbose > 2 and len(validation.correlation) > 1 else ""
@@ -450,22 +458,15 @@ class Trainer:
             left,
         )
 
-    def _read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of the finished epochs."""
-        if not self.run.metrics.is_file():
-            return []
-        try:
-            with open(self.run.metrics, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file, strict=True)
-                rows = [row for row in reader if int(row["epoch"]) <= self.epoch]
-            if rows and list(rows[0]) != [*_COLUMNS, *(f"correlation/{mouse}" for mouse in self.recordings.mice)]:
-                raise ValueError("other columns")
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise CheckpointError(f"{self.run.metrics}: damaged ({error}); delete it to go on without") from error
-        return rows
-
-    def _write_evaluation(self, validation: Validation) -> None:
-        """`evaluation.yaml` in the published layout."""
-        scores = {m: float(r) for m, r in validation.correlation.items()}
-        scores["average"] = validation.mean
-        write_text(self.run.evaluation, yaml.safe_dump({"validation": scores}, sort_keys=False))
+    def _schedule(self, validation: Validation) -> None:
+        decision = self.schedule.step(validation.mean, self.epoch)
+        if decision.save:
+            facts = {"epoch": self.epoch, "value": validation.mean}
+            write_checkpoint(self.run.best, module_entries(self.modules), facts)
+        if decision.restore and self.run.best.is_file():
+            self._load_best()
+            log.info("epoch %d: back to the weights of epoch %s", self.epoch, self.schedule.best_epoch)
+        if decision.reduce_lr:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.reduced(group["lr"])
+            log.info("learning rate of the core is now %.3g", self.optimizer.param_groups[0]["lr"])

@@ -80,11 +80,20 @@ class Watch:
                 self._save = None
 
     @contextmanager
-    def limit(self, seconds: float, error: Callable[[], Viv1tError]) -> Iterator[None]:
-        """Ends the process with an error, as told, if what is inside takes longer; 0 allows any time."""
-        self._limit = (time.monotonic() + seconds, error) if seconds else None
+    def limit(self, seconds: float, error: Callable[[], Viv1tError]) -> Iterator[Callable[[], None]]:
+        """Ends the process with an error if what is inside takes longer, or longer since it called what it is given.
+
+        Args:
+            seconds: 0 allows any time.
+            error: makes the error.
+        """
+
+        def restart() -> None:
+            self._limit = (time.monotonic() + seconds, error) if seconds else None
+
+        restart()
         try:
-            yield
+            yield restart
         finally:
             self._limit = None
 
