@@ -1,73 +1,59 @@
-"""Sampling a feature map at one position per neuron and weighing the features: the Gaussian readout's core."""
+"""The Gaussian readout in plain PyTorch: its definition, and the noise that GPU kernels draw."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-# Values (samples of features, or products) that are kept for the backward; beyond that, frames are taken in chunks that
-# stay in cache and are computed again in the backward.
-_KEPT_VALUES = 16_000_000
-_CHUNK_VALUES = 4_000_000
-# On maps of few positions it is cheaper to weigh the features at every position and sample the products: one number per
-# neuron and corner is gathered instead of D.
-_FEW_POSITIONS = 64
+from .random import philox
 
 
-def _corners(positions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Indices into the flattened map and bilinear weights (0 outside) of the four corners: (F, N, 4) each."""
-    x = (positions[..., 0] + 1) * ((width - 1) / 2)
-    y = (positions[..., 1] + 1) * ((height - 1) / 2)
-    left, top = x.detach().floor(), y.detach().floor()
-    columns = left[..., None] + left.new_tensor([0, 1, 0, 1])
-    rows = top[..., None] + top.new_tensor([0, 0, 1, 1])
-    right, below = x - left, y - top
-    across, down = torch.stack((1 - right, right), dim=-1), torch.stack((1 - below, below), dim=-1)
-    weights = (down[..., :, None] * across[..., None, :]).flatten(-2)
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    return index.long(), weights * inside
+def normal_pairs(seed: Tensor, frames: int, neurons: int) -> Tensor:
+    """Two standard normal numbers per frame and neuron by Box and Muller's method: (frames, neurons, 2) float32.
 
-
-def _weigh_then_sample(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
-    index, weights = _corners(positions, *maps.shape[2:])
-    neurons = features.shape[1]
-    products = maps.flatten(2).transpose(1, 2) @ features
-    at = (index * neurons + torch.arange(neurons, device=index.device)[:, None]).flatten(1)
-    return torch.linalg.vecdot(products.flatten(1).gather(1, at).view_as(weights), weights)
-
-
-def _sample_then_weigh(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
-    sampled = F.grid_sample(maps, positions[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=True)
-    return torch.linalg.vecdot(sampled[..., 0], features, dim=1)
-
-
-def sample_readout(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor:
-    """Bilinear samples of each frame's map at each neuron's position, dotted with the neuron's features.
-
-    Args:
-        maps: (F, D, h, w), one map per frame.
-        positions: (F, N, 2) as x, y with -1 and 1 at the centres of the outermost columns and rows; zero outside.
-        features: (D, N).
-
-    Returns:
-        (F, N).
+    They are made of the first two words at the counter (frame, neuron, 0, 0), of 24 bits each. seed: one int64 element.
     """
-    frames, depth, height, width = maps.shape
-    few = height * width <= _FEW_POSITIONS
-    sample = _weigh_then_sample if few else _sample_then_weigh
-    values = (height * width if few else depth) * positions.shape[1]
-    if frames * values <= _KEPT_VALUES:
-        return sample(maps, positions, features)
-    chunk = max(1, _CHUNK_VALUES // values)
-    recompute = torch.is_grad_enabled() and (maps.requires_grad or positions.requires_grad or features.requires_grad)
-    parts = []
-    for start in range(0, frames, chunk):
-        part = (maps[start : start + chunk], positions[start : start + chunk], features)
-        if recompute:
-            parts.append(checkpoint(sample, *part, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(sample(*part))
-    return torch.cat(parts)
+    frame = torch.arange(frames, device=seed.device)[:, None]
+    words = philox(seed, frame, torch.arange(neurons, device=seed.device))
+    u = ((words[..., :2] >> 8).float() + 0.5) * 2.0**-24
+    radius, angle = (-2 * u[..., 0].log()).sqrt(), 2 * math.pi * u[..., 1]
+    return radius[..., None] * torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+
+def readout(
+    maps: Tensor,
+    features: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    shift: Tensor | None,
+    code: Tensor | None,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+) -> Tensor:
+    """features . (bilinear sample of the frame's map at clamp(sigma z + mu, -1, 1) + shift, plus code) + bias.
+
+    Arguments and result as in `kernels/readout.py`; every sample is written out.
+    """
+    batch, frames = maps.shape[:2]
+    if noise is None and seed is not None:
+        noise = normal_pairs(seed, batch * frames, len(mu)).unflatten(0, (batch, frames)).to(mu.dtype)
+    positions = mu.expand(batch, frames, -1, -1)
+    if noise is not None:
+        positions = positions + torch.einsum("ncd,btnd->btnc", sigma, noise)
+    positions = positions.clamp(-1, 1)
+    if shift is not None:
+        positions = positions + shift[:, :, None]
+    frames_first = maps.to(features.dtype).flatten(0, 1).permute(0, 3, 1, 2)
+    grid = positions.flatten(0, 1)[:, :, None]
+    sampled = F.grid_sample(frames_first, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[..., 0]
+    y = (sampled * features).sum(1).unflatten(0, (batch, frames))
+    # The state is added after sampling: bilinear weights sum to less than 1 outside the map.
+    if code is not None:
+        y = y + code @ features
+    if bias is not None:
+        y = y + bias
+    return y.transpose(1, 2)

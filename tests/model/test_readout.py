@@ -8,8 +8,6 @@ import pytest
 import torch
 from small_models import small_config
 from torch import Tensor
-from viv1t.kernels.reference import readout as reference
-from viv1t.kernels.reference.readout import sample_readout
 
 from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout, normalized_coordinates
@@ -33,47 +31,6 @@ def sampled_by_loop(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor
                         weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
                         out[f, n] = out[f, n] + weight * (maps[f, :, row, column] @ features[:, n])
     return out
-
-
-def drawn(frames: int = 4, spread: float = 1.4) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.randn(frames, *SHAPE, generator=generator, dtype=torch.float64)
-    positions = spread * (2 * torch.rand(frames, NEURONS, 2, generator=generator, dtype=torch.float64) - 1)
-    return maps, positions, torch.randn(3, NEURONS, generator=generator, dtype=torch.float64)
-
-
-def test_sampling_is_bilinear_and_zero_outside() -> None:
-    maps, positions, features = drawn(frames=20, spread=1.6)
-    assert (positions.abs() > 1).any()
-    torch.testing.assert_close(sample_readout(maps, positions, features), sampled_by_loop(maps, positions, features))
-
-
-def test_corners_and_beyond() -> None:
-    maps, _, features = drawn(frames=1)
-    corners = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1], [1 + 2 / 5, 0]], dtype=torch.float64)
-    out = sample_readout(maps, corners[None], features)[0]
-    for n, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):  # positions are x, y
-        torch.testing.assert_close(out[n], maps[0, :, row, column] @ features[:, n])
-    assert abs(out[4]) < 1e-12, "one column beyond the map"
-
-
-def test_sampling_gradients() -> None:
-    maps, positions, features = (x.requires_grad_() for x in drawn(frames=2))
-    assert torch.autograd.gradcheck(sample_readout, (maps, positions, features))
-
-
-def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [x.requires_grad_() for x in drawn(frames=11)]
-    whole = sample_readout(*inputs)
-    weigh = torch.randn_like(whole)
-    gradients = torch.autograd.grad((whole * weigh).sum(), inputs)
-    monkeypatch.setattr(reference, "_KEPT_VALUES", 0)
-    monkeypatch.setattr(reference, "_CHUNK_VALUES", 4 * 3 * NEURONS)
-    assert torch.equal(sample_readout(*inputs), whole)
-    for a, b in zip(torch.autograd.grad((sample_readout(*inputs) * weigh).sum(), inputs), gradients, strict=True):
-        torch.testing.assert_close(a, b)
-    with torch.no_grad():
-        assert torch.equal(sample_readout(*inputs), whole)
 
 
 def gaussian(**options: object) -> Gaussian2dReadout:
@@ -133,9 +90,6 @@ def test_training_draws_noise_per_trial_frame_and_neuron() -> None:
     assert len(first.flatten().unique()) > 0.9 * first.numel()
     torch.manual_seed(3)
     assert torch.equal(module(maps, state, None), first)
-    torch.manual_seed(3)
-    noise = torch.randn(BATCH, FRAMES, NEURONS, 2, dtype=torch.float64)
-    torch.testing.assert_close(module(maps, state, None, noise), first)
 
 
 def test_free_positions_are_clamped_in_place_and_keep_their_gradient() -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
-from viv1t.kernels.reference.readout import sample_readout
+from viv1t.kernels.dropout import new_seed
+from viv1t.kernels.readout import readout
 
 
 def normalized_coordinates(coordinates: Tensor, axes: int) -> Tensor:
@@ -83,29 +84,17 @@ class Gaussian2dReadout(nn.Module):
         Returns:
             (B, N, t).
         """
-        batch, _, frames = maps.shape[:3]
-        positions = self.positions()
-        if noise is None and self.training:
-            noise = torch.randn(batch, frames, *positions.shape, device=maps.device, dtype=positions.dtype)
-        if noise is not None:
-            positions = torch.einsum("ncd,btnd->btnc", self.sigma[0], noise) + positions
-        else:
-            # Keeps sigma in the graph: its gradient is zero here, not missing, so that weight decay still acts on it.
-            if torch.is_grad_enabled():
-                positions = positions + 0 * self.sigma[0].sum(-1)
-            positions = positions.expand(batch, frames, -1, -1)
-        positions = positions.clamp(-1, 1)
-        if shift is not None:
-            positions = positions + shift[:, :, None]
-        features = self.features[0]
-        frames_first = maps.transpose(1, 2).flatten(0, 1)
-        sampled = sample_readout(frames_first, positions.flatten(0, 1), features).unflatten(0, (batch, frames))
-        # The state is added after sampling: bilinear weights sum to less than 1 outside the map.
-        encoded = self.state_encoder(state.transpose(1, 2)) @ features
-        y = sampled + encoded
-        if self.bias is not None:
-            y = y + self.bias
-        return y.transpose(1, 2)
+        return readout(
+            maps.permute(0, 2, 3, 4, 1),
+            self.features[0],
+            self.positions(),
+            self.sigma[0],
+            shift=shift,
+            code=self.state_encoder(state.transpose(1, 2)),
+            bias=self.bias,
+            noise=noise,
+            seed=new_seed(maps.device) if self.training and noise is None else None,
+        )
 
 
 class FactorizedReadout(nn.Module):
