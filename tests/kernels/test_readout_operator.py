@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from patches import largest_allocation
 from readout_cases import CASES, Case, drawn
 from torch import Tensor
 from viv1t.kernels import readout_cpu
@@ -177,3 +178,11 @@ def test_neither_samples_nor_noise_are_kept() -> None:
         y = operator(*case.arguments(leaves))
     assert sum(kept.values()) <= 4 * sum(x.numel() for x in leaves) + 8
     assert sum(kept.values()) < 4 * 16 * y.numel() / 8, "samples are 16 numbers for one of the result"
+
+
+def test_samples_are_made_a_few_frames_at_a_time(many_groups: None) -> None:
+    case = drawn((1, 40, 2, 3, 16, 40), dtype=torch.float32)
+    leaves = [x.detach().requires_grad_() for x in case.differentiable]
+    largest = largest_allocation(lambda: operator(*case.arguments(leaves)).sum().backward())
+    samples = 40 * 40 * 16 * 4
+    assert 0 < largest < samples / 3

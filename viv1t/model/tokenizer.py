@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
-from viv1t.kernels.reference.patch_embed import patch_convolution, patch_embed
+from viv1t.kernels.patch_embed import patch_embed
+from viv1t.kernels.reference.patch_embed import patch_convolution
 from viv1t.model.dropout import Dropout
 from viv1t.types import MAX_FRAMES
 
@@ -91,7 +92,7 @@ class Tokenizer(nn.Module):
             )
         else:
             x = patch_convolution(video, state, weight, self.projection.bias, self.size, self.stride)
-        x = self.dropout(self.norm(x.flatten(3).permute(0, 2, 3, 1)))
+        x = self.dropout(self.norm(x.flatten(2, 3)))
         return self._add_positions(x)
 
     def _add_positions(self, x: Tensor) -> Tensor:
