@@ -274,7 +274,7 @@ def test_one_array_is_in_memory_at_a_time(session: Path, monkeypatch: pytest.Mon
     from viv1t.data import check
 
     alive: list[weakref.ref[np.ndarray]] = []
-    read = check.read_npy
+    read = check.read_array
     most = 0
 
     def watched(path: Path) -> np.ndarray:
@@ -284,7 +284,7 @@ def test_one_array_is_in_memory_at_a_time(session: Path, monkeypatch: pytest.Mon
         most = max(most, sum(r() is not None for r in alive))
         return array
 
-    monkeypatch.setattr(check, "read_npy", watched)
+    monkeypatch.setattr(check, "read_array", watched)
     assert SessionCheck("m1", session).run() == []
     assert len(alive) == 4 * 8
     assert most <= 2  # the one before goes when the next is there

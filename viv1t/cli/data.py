@@ -14,6 +14,8 @@ from viv1t.data.check import check_folder
 from viv1t.data.finding import Finding
 from viv1t.data.info import format_table, session_info, sessions_in
 from viv1t.data.pack import pack
+from viv1t.data.store import video_file
+from viv1t.data.trial_video import video_cost
 from viv1t.data.verify import verify
 from viv1t.errors import ConfigError
 
@@ -148,6 +150,9 @@ def add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="float32|float16",
         help="type of the responses; float16 halves their size, and its error is reported (default float32)",
     )
+    parser.add_argument(
+        "--video", action="store_true", help="movies as lossless VP9 video, a file per trial: smaller, slower to read"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run_pack)
 
@@ -155,13 +160,22 @@ def add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
 def run_pack(args: argparse.Namespace) -> int:
     if not args.quiet:  # statistics log how far they are
         logging.getLogger("viv1t").setLevel(logging.INFO)
-    for packed in pack(args.data, args.out, args.mouse_ids, args.responses, show_progress=not args.quiet):
-        document, movies = packed.document, packed.document.arrays["videos.npy"]["dtype"]
+    options = {"video": args.video, "show_progress": not args.quiet}
+    for packed in pack(args.data, args.out, args.mouse_ids, args.responses, **options):
+        document = packed.document
+        movies = "lossless video" if document.has_videos else document.arrays["videos.npy"]["dtype"]
         print(
             f"mouse {packed.mouse_id}: {packed.path}: {len(document.trials)} trials, {document.neurons:,} neurons, "
             f"movies {movies}, {packed.size / 2**20:,.1f} MiB"
             + ("" if packed.fresh else ", packed before")
         )
+        if document.has_videos:
+            cost = video_cost([video_file(packed.path, trial) for trial in document.trials])
+            print(
+                f"mouse {packed.mouse_id}: video takes {cost.video_bytes / cost.array_bytes:.2f} of the bytes of uint8 "
+                f"arrays ({cost.video_bytes / 2**20:,.1f} MiB), and is read at {cost.video_speed:,.0f} frames/s "
+                f"instead of {cost.array_speed:,.0f}"
+            )
         if (error := document.response_error) is not None:
             print(
                 f"mouse {packed.mouse_id}: float16 responses: relative error at most {error['largest']:.2g}, mean "

@@ -15,9 +15,10 @@ import numpy as np
 
 from viv1t.data.finding import Finding
 from viv1t.data.info import sessions_in
-from viv1t.data.npy import NpyHeader, read_header, read_npy
+from viv1t.data.npy import NpyHeader
 from viv1t.data.session import FOLDERS, STORE_FILE, VARIABLES, Session
 from viv1t.data.statistics import provided_statistics
+from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, read_array
 from viv1t.data.verify import verify_store
 from viv1t.errors import DataError
 from viv1t.progress import Progress
@@ -120,8 +121,10 @@ class SessionCheck:
             what = f"meta/neurons/unit_ids.npy names {len(ids) - len(np.unique(ids))} neurons twice"
             self._add("warning", what, "number the neurons")
         for variable, folder in FOLDERS.items():
-            known = {f"{trial}.npy" for trial in session.tiers}
-            extra = sorted(p.name for p in session.file(variable, 0).parent.glob("*.npy") if p.name not in known)
+            known = {session.file(variable, trial).name for trial in session.tiers}
+            kinds = (".npy", *TRIAL_SUFFIXES) if variable == "video" else (".npy",)
+            files = (session.path / "data" / folder).glob("*.*")
+            extra = sorted(p.name for p in files if p.suffix in kinds and p.name not in known)
             if extra:
                 more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
                 what = f"data/{folder} holds files of no trial: {', '.join(extra[:3])}{more}"
@@ -161,7 +164,7 @@ class SessionCheck:
     def _header(self, session: Session, variable: str, trial: int) -> NpyHeader | None:
         name = FOLDERS[variable]
         try:
-            header = read_header(session.file(variable, trial))
+            header = array_header(session.file(variable, trial))
         except FileNotFoundError:
             self._add("error", f"data/{name}: the file is missing", _FILE, trial)
         except (OSError, ValueError) as error:
@@ -176,7 +179,7 @@ class SessionCheck:
         ends: dict[str, int] = {}
         for variable in headers:
             try:
-                array = read_npy(session.file(variable, trial))
+                array = read_array(session.file(variable, trial))
             except (OSError, ValueError) as error:
                 self._add("error", f"data/{FOLDERS[variable]}: not a readable array: {error}", _FILE, trial)
                 continue

@@ -10,6 +10,7 @@ from statistics import median
 
 from viv1t.data.archive import TIERS_FILE
 from viv1t.data.session import LETTERS, STORE_FILE, Session, discover
+from viv1t.data.video import is_video
 from viv1t.errors import DataError
 from viv1t.types import TIERS
 
@@ -27,7 +28,7 @@ class SessionInfo:
         trials: number of trials of each tier that occurs, `none` included.
         durations: recorded frames of every readable trial of a tier that is used.
         hidden: tiers whose first response is zero throughout: withheld, as far as one trial can tell.
-        note: what is in the way of knowing more, "" for nothing.
+        note: what else is to be known, or in the way of knowing more; "" for nothing.
     """
 
     mouse_id: str
@@ -78,12 +79,17 @@ def session_info(mouse_id: str, path: Path) -> SessionInfo:
         return SessionInfo(mouse_id, path, size, note=str(error))
     durations: list[int] = []
     unreadable = 0
+    videos = 0
     for trial, tier in session.tiers.items():
         if tier in TIERS:
+            videos += is_video(session.file("video", trial))
             try:
                 durations.append(session.duration(trial))
             except DataError:
                 unreadable += 1
+    notes = [f"the movies of {videos} trials are video files"] if videos else []
+    if unreadable:
+        notes.append(f"{unreadable} trials cannot be read: `viv1t-data check` names them")
     try:
         frame_size = session.frame_size
     except DataError:
@@ -97,7 +103,7 @@ def session_info(mouse_id: str, path: Path) -> SessionInfo:
         trials=Counter(session.tiers.values()),
         durations=tuple(durations),
         hidden=frozenset(tier for tier in TIERS if _first_response_is_zero(session, tier)),
-        note=f"{unreadable} trials cannot be read: `viv1t-data check` names them" if unreadable else "",
+        note="; ".join(notes),
     )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,8 @@ from viv1t.data.session import (
 )
 from viv1t.data.stack import FILES, Layout, NotWholeError, StackWriter, holds_whole_numbers, stacked
 from viv1t.data.statistics import computed_statistics, provided_statistics, statistics_tensors
-from viv1t.data.store import META_FILE, VERSION, StoreDocument, checksum
+from viv1t.data.store import META_FILE, VERSION, StoreDocument, checksum, video_file
+from viv1t.data.trial_video import write_trial
 from viv1t.errors import ConfigError, DataError
 from viv1t.files import replacing, sync_folder, write_text
 from viv1t.progress import Progress
@@ -63,6 +65,7 @@ def pack(
     mouse_ids: Sequence[str] | None = None,
     responses: str = "float32",
     *,
+    video: bool = False,
     show_progress: bool = False,
 ) -> Iterator[Packed]:
     """Packs the sessions of a folder, mouse by mouse; what is packed already is left as it is.
@@ -72,11 +75,13 @@ def pack(
         out: folder of the stores.
         mouse_ids: letters or session names; default all.
         responses: float32, or float16 for half the size.
+        video: movies as lossless video, a file for each trial.
         show_progress: print how far it is.
 
     Raises:
         ConfigError: `mouse_ids` names a mouse that is not there, or `responses` another type.
-        DataError: a recording is damaged, the space is short, or a folder of that name holds something else.
+        DataError: a recording is damaged, the space is short, a folder of that name holds something else, or `video` is
+            asked for and grey levels are not whole numbers from 0 to 255.
     """
     if responses not in ("float32", "float16"):
         raise ConfigError(f"--responses must be float32 or float16, not {responses}")
@@ -87,7 +92,7 @@ def pack(
         if unknown := [mouse for mouse in chosen if mouse not in found]:
             raise ConfigError(f"--mouse_ids {', '.join(unknown)}: {source} holds {', '.join(found)}")
     for mouse in chosen:
-        yield _Packing(Session.open(found[mouse], mouse), out, responses, show_progress).run()
+        yield _Packing(Session.open(found[mouse], mouse), out, responses, show_progress, video).run()
 
 
 @dataclass
@@ -99,6 +104,7 @@ class _State:
     done: int = 0
     checksums: dict[str, list[str]] = field(default_factory=lambda: {variable: [] for variable in VARIABLES})
     silent: list[bool] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # checksums of the videos
     largest_error: float = 0.0
     error_sum: float = 0.0
     error_count: int = 0
@@ -107,8 +113,11 @@ class _State:
 class _Packing:
     """One mouse being packed."""
 
-    def __init__(self, session: Session, out: Path, responses: str, show_progress: bool) -> None:
-        self.session, self.responses, self.show_progress = session, responses, show_progress
+    def __init__(
+        self, session: Session, out: Path, responses: str, show_progress: bool, video: bool = False
+    ) -> None:
+        self.session, self.responses, self.video, self.show_progress = session, responses, video, show_progress
+        self.stacked = [v for v in VARIABLES if not (video and v == "video")]
         name = session.mouse.session
         self.target, self.part = out / name, out / f".{name}.part"
         self.notes = out / f".{name}.progress"
@@ -126,7 +135,9 @@ class _Packing:
                 try:
                     self._write_trials(state)
                     break
-                except NotWholeError:  # grey levels beyond uint8 turned up: from the start again
+                except NotWholeError as error:  # grey levels beyond uint8 turned up: from the start again
+                    if self.video:
+                        raise self._not_whole() from error
                     state = _State(fingerprint, video="float32")
             document = self._finish(state)
         return Packed(self.session.mouse.id, self.target, document, _size(self.target), fresh=True)
@@ -152,7 +163,7 @@ class _Packing:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DataError(f"{self.part}: another process is packing this mouse; wait for it") from error
-            for left in self.part.glob(".*"):  # half-written, by a process that was killed
+            for left in self.part.rglob(".*"):  # half-written, by a process that was killed
                 left.unlink()
             yield
         finally:
@@ -170,7 +181,7 @@ class _Packing:
             except OSError:
                 known.append((-1, -1))  # reading it will say what is wrong
         name, tiers = self.session.mouse.session, list(self.session.tiers.values())
-        text = json.dumps([VERSION, self.responses, name, tiers, known])
+        text = json.dumps([VERSION, self.responses, name, tiers, known, *(["video"] if self.video else [])])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     # -- the trials ----------------------------------------------------------------------------------------------------
@@ -184,16 +195,27 @@ class _Packing:
         try:
             state = _State(**json.loads(self.notes.read_text(encoding="utf-8")))
             layout = self._layout(state.video)
-            sizes = {v: (self.part / FILES[v]).stat().st_size for v in VARIABLES}
-            if state.fingerprint == fingerprint and sizes == {v: layout.file_bytes(v) for v in VARIABLES}:
+            sizes = {v: (self.part / FILES[v]).stat().st_size for v in self.stacked}
+            if state.fingerprint == fingerprint and sizes == {v: layout.file_bytes(v) for v in self.stacked}:
                 return state
         except (OSError, ValueError, TypeError):
             pass
-        return _State(fingerprint, "uint8" if holds_whole_numbers(self.session, self.trials[0]) else "float32")
+        whole = holds_whole_numbers(self.session, self.trials[0])
+        if self.video and not whole:
+            raise self._not_whole()
+        return _State(fingerprint, "uint8" if whole else "float32")
+
+    def _not_whole(self) -> DataError:
+        return DataError(
+            f"mouse {self.session.mouse.id}: {self.session.path}: grey levels are not all whole numbers from 0 to 255, "
+            "and video holds no others; pack without --video"
+        )
 
     def _write_trials(self, state: _State) -> None:
         layout = self._layout(state.video)
-        files = {v: os.open(self.part / FILES[v], os.O_RDWR | os.O_CREAT, 0o666) for v in VARIABLES}
+        if not state.done:
+            self._clear()
+        files = {v: os.open(self.part / FILES[v], os.O_RDWR | os.O_CREAT, 0o666) for v in self.stacked}
         writer = StackWriter(layout, files)
         first = state.done
         label, left = f"mouse {self.session.mouse.id}", len(self.trials) - first
@@ -217,12 +239,24 @@ class _Packing:
             for file in files.values():
                 os.close(file)
 
+    def _clear(self) -> None:
+        """Removes what a packing with other options may have left."""
+        for left in self.part.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
     def _write_trial(self, state: _State, writer: StackWriter, index: int, trial: int) -> None:
         sums = {}
+        files = []
         for variable in VARIABLES:
             array = self.session.read(variable, trial)
             block = stacked(writer.layout, self.session, variable, trial, array)
-            writer.write(variable, index, block)
+            if variable in self.stacked:
+                writer.write(variable, index, block)
+            else:
+                files.append(self._write_video(trial, block[: self.session.duration(trial)]))
             sums[variable] = checksum(block.data.cast("B"))
             if variable == "response":
                 recorded = array[:, : self.session.duration(trial)]
@@ -231,8 +265,18 @@ class _Packing:
                     self._add_error(state, recorded, block[: recorded.shape[1]].T)
         for variable, value in sums.items():
             state.checksums[variable].append(value)
+        state.files += files
         state.silent.append(silent)
         state.done = index + 1
+
+    def _write_video(self, trial: int, movie: np.ndarray) -> str:
+        path = video_file(self.part, trial)
+        with replacing(path) as temporary:
+            try:
+                write_trial(temporary, movie)
+            except DataError as error:
+                raise DataError(f"mouse {self.session.mouse.id}, trial {trial}: {error}") from error
+        return checksum(path.read_bytes())
 
     def _add_error(self, state: _State, exact: np.ndarray, stored: np.ndarray) -> None:
         known = exact != 0
@@ -265,6 +309,7 @@ class _Packing:
             arrays={
                 FILES[v]: {
                     "shape": list(layout.shape(v)), "dtype": layout.dtypes[v].name, "checksums": state.checksums[v],
+                    **({} if v in self.stacked else {"files": state.files}),
                 }
                 for v in VARIABLES
             },
@@ -318,4 +363,4 @@ class _Packing:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

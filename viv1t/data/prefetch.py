@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import prod
@@ -31,7 +32,8 @@ _LINE = 64  # bytes of a cache line, where each variable begins
 class Prefetcher:
     """Reads as `PlainReader` does, with the same batches bit for bit, several times faster.
 
-    What the C++ side cannot read is read, or refused with a reason, the plain way. Values are checked to be finite in
+    What the C++ side cannot read is read, or refused with a reason, the plain way; where movies are video files, by
+    threads, ahead as well. Values are checked to be finite in
     the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left,
     and, for a GPU, pinned.
 
@@ -82,11 +84,15 @@ class Prefetcher:
     def _read(self, plans: Iterable[BatchPlan]) -> Generator[tuple[BatchPlan, Batch], None, None]:
         """Batches in host memory, with what `_finish` does left to be done."""
         engine = _prefetcher.Prefetcher(self._workers, self._slots)
-        ahead: deque[tuple[BatchPlan, Batch | None]] = deque()
+        decoders = ThreadPoolExecutor(self._workers, thread_name_prefix="viv1t-reader")
+        ahead: deque[tuple[BatchPlan, Batch | Future[Batch] | None]] = deque()
         waiting = 0
         try:
             for plan in plans:
-                ahead.append((plan, self._submit(engine, plan)))
+                if self._sessions[plan.mouse_id].has_videos:
+                    ahead.append((plan, decoders.submit(self._read_plainly, plan)))
+                else:
+                    ahead.append((plan, self._submit(engine, plan)))
                 waiting += len(plan.samples)
                 # Enough to keep every thread busy while one batch is used, and no more.
                 while len(ahead) > 2 and waiting - len(ahead[0][0].samples) >= 2 * self._workers:
@@ -95,6 +101,7 @@ class Prefetcher:
             while ahead:
                 yield self._take(engine, *ahead.popleft())
         finally:
+            decoders.shutdown(cancel_futures=True)
             engine.close()
 
     def _finish(self, read: tuple[BatchPlan, Batch]) -> Batch:
@@ -145,16 +152,22 @@ class Prefetcher:
             return None
         return batch
 
-    def _take(self, engine: _prefetcher.Prefetcher, plan: BatchPlan, batch: Batch | None) -> tuple[BatchPlan, Batch]:
+    def _take(
+        self, engine: _prefetcher.Prefetcher, plan: BatchPlan, batch: Batch | Future[Batch] | None
+    ) -> tuple[BatchPlan, Batch]:
+        if isinstance(batch, Future):
+            return plan, batch.result()
         failure = None if batch is None else engine.take()
         if batch is not None and failure is None:
             return plan, batch
-        batch = next(self._plain.read((plan,)))
-        if self._compact:
-            batch = replace(batch, response=batch.response.bfloat16())
+        batch = self._read_plainly(plan)
         if failure is not None:
             self._adapt(plan, *failure)
         return plan, batch
+
+    def _read_plainly(self, plan: BatchPlan) -> Batch:
+        batch = next(self._plain.read((plan,)))
+        return replace(batch, response=batch.response.bfloat16()) if self._compact else batch
 
     def _adapt(self, plan: BatchPlan, part: int, message: str) -> None:
         """Learns from a file that only the plain reader can read."""

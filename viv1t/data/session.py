@@ -2,7 +2,7 @@
 
 As recorded:
 
-    <session>/data/videos/<trial>.npy        (H, W, T)
+    <session>/data/videos/<trial>.npy        (H, W, T); or <trial>.mp4 or .mkv, a frame for a frame
     <session>/data/responses/<trial>.npy     (N, T)
     <session>/data/behavior/<trial>.npy      (2, T)
     <session>/data/pupil_center/<trial>.npy  (2, T)
@@ -27,7 +27,8 @@ import numpy as np
 
 from viv1t.config import DataConfig
 from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
-from viv1t.data.npy import map_npy, read_header, read_npy, read_stacked
+from viv1t.data.npy import read_npy, read_stacked
+from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, map_array, read_array
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
 
@@ -68,11 +69,11 @@ class Place:
 
     def read(self) -> np.ndarray:
         """The array in memory, (rows..., T), of the file's own type; raises as `read_npy`."""
-        return np.moveaxis(read_stacked(self.path, self.index), 0, -1) if self.frames_first else read_npy(self.path)
+        return np.moveaxis(read_stacked(self.path, self.index), 0, -1) if self.frames_first else read_array(self.path)
 
     def map(self) -> np.ndarray:
         """The same array mapped from the file, for reading a small part of it; raises as `read_npy`."""
-        whole = map_npy(self.path)
+        whole = map_array(self.path)
         return np.moveaxis(whole[self.index], 0, -1) if self.frames_first else whole
 
 
@@ -142,6 +143,11 @@ class Session(ABC):
     def place(self, variable: str, trial: int) -> Place:
         """Where exactly it lies."""
 
+    @property
+    def has_videos(self) -> bool:
+        """Whether movies are video files, which the C++ side does not read."""
+        return False
+
     def stored_statistics(self, source: str) -> MouseStatistics | None:
         """The statistics `computed` or `provided` where they are kept with the trials; None where they are not."""
         return None
@@ -194,6 +200,8 @@ class Session(ABC):
         path = self.file(variable, trial)
         try:
             return reader(path)
+        except DataError as error:  # of a video, which says what is wrong itself
+            raise DataError(f"mouse {self.mouse.id}, trial {trial}: {error}") from error
         except (OSError, ValueError) as error:
             raise self._error(variable, trial, "expected a numeric .npy file", _reason(error)) from error
 
@@ -245,7 +253,21 @@ class RawSession(Session):
 
     def file(self, variable: str, trial: int) -> Path:
         """Where a trial's `variable` (video, response, behavior, pupil_center) lies."""
+        if variable == "video" and trial in self._videos:
+            return self._videos[trial]
         return self.path / "data" / FOLDERS[variable] / f"{trial}.npy"
+
+    @cached_property
+    def _videos(self) -> dict[int, Path]:
+        """The movies that are video files; an array of the same trial goes first."""
+        folder = self.path / "data" / FOLDERS["video"]
+        files = [f for f in sorted(folder.glob("*.*")) if f.suffix in TRIAL_SUFFIXES and f.stem.isdecimal()]
+        return {int(f.stem): f for f in files if not f.with_suffix(".npy").exists()}
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether movies are video files."""
+        return bool(self._videos)
 
     def place(self, variable: str, trial: int) -> Place:
         """Alone in its file, with time last."""
@@ -257,7 +279,7 @@ class RawSession(Session):
         if not self.tiers:
             raise DataError(f"mouse {self.mouse.id}: {self.path / TIERS_FILE}: names no trial")
         used = next((trial for trial, tier in self.tiers.items() if tier in TIERS), min(self.tiers))
-        shape = self._checked(read_header, "video", used).shape
+        shape = self._checked(array_header, "video", used).shape
         if len(shape) != 3 or not min(shape):
             raise self._error("video", used, "expected (H, W, T)", f"found {shape}")
         return shape[0], shape[1]
@@ -269,7 +291,11 @@ class RawSession(Session):
     def _length(self, trial: int) -> tuple[int, int]:
         """A trial's recorded frames and its frames with the padding."""
         if trial not in self._lengths:
-            video = self._checked(map_npy, "video", trial)
+            if trial in self._videos:
+                frames = self._checked(array_header, "video", trial).shape[-1]
+                self._lengths[trial] = frames, frames
+                return self._lengths[trial]
+            video = self._checked(map_array, "video", trial)
             if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
                 raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
             ended = np.isnan(video[0, 0])

@@ -1,6 +1,7 @@
 """The trial store: a packed session, which is read like one as recorded, with one read per crop.
 
     <folder>/<session>/{videos,responses,behavior,pupil_center}.npy   see `viv1t.data.stack`
+    <folder>/<session>/videos/<trial>.mp4  in place of videos.npy where movies are packed as video, without loss
     <folder>/<session>/store.json          what they hold, and a checksum of every trial in every array
     <folder>/<session>/meta.safetensors    coordinates, unit_ids, and statistics of the recording
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from viv1t.data.session import STORE_FILE, VARIABLES, Place, Session
+from viv1t.data.session import FOLDERS, STORE_FILE, VARIABLES, Place, Session
 from viv1t.data.stack import FILES, Layout
 from viv1t.data.statistics import MouseStatistics, statistics_from_tensors
 from viv1t.errors import DataError
@@ -31,6 +32,11 @@ def checksum(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
+def video_file(store: Path, trial: int) -> Path:
+    """Where a trial's movie lies that is packed as video."""
+    return store / FOLDERS["video"] / f"{trial}.mp4"
+
+
 @dataclass(frozen=True)
 class StoreDocument:
     """The content of `store.json`.
@@ -43,7 +49,8 @@ class StoreDocument:
         tiers: of every trial number of the recording, in order.
         trials: numbers of the trials packed, in the arrays' order.
         durations: recorded frames of each.
-        arrays: per file its `shape`, `dtype`, and `checksums` of each trial's bytes.
+        arrays: per file its `shape`, `dtype`, and `checksums` of each trial's bytes; of movies packed as video those
+            of what they decode to, and in `files` those of the files themselves.
         meta: checksum of `meta.safetensors`.
         hidden: per tier, whether its responses are withheld.
         repeats: per tier, groups of trials that show the same movie.
@@ -64,6 +71,11 @@ class StoreDocument:
     repeats: dict[str, list[list[int]]]
     response_error: dict[str, float] | None = None
     version: int = VERSION
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether movies are packed as video."""
+        return "files" in self.arrays[FILES["video"]]
 
     def to_text(self) -> str:
         """JSON, a line for each entry, with a checksum of its own as the last."""
@@ -117,6 +129,7 @@ class StoreDocument:
         )
         ranks = [len(layout.rows[variable]) for variable in VARIABLES]
         counts = {trials, len(self.trials), len(self.durations), *(len(a["checksums"]) for a in arrays.values())}
+        counts.add(len(arrays["video"].get("files", self.trials)))
         neurons = {self.neurons, len(self.unit_ids), layout.rows["response"][0]}
         if ranks != [2, 1, 1, 1] or len(counts) > 1 or len(neurons) > 1 or len(set(self.trials)) < trials:
             raise ValueError("trials, neurons or arrays differ in their numbers")
@@ -178,11 +191,20 @@ class PackedSession(Session):
         return self.document.durations[self._row(trial)]
 
     def file(self, variable: str, trial: int) -> Path:
-        """The array that holds `variable` (video, response, behavior, pupil_center) of all trials."""
+        """The array that holds `variable` (video, response, behavior, pupil_center) of all trials, or a video."""
+        if variable == "video" and self.document.has_videos:
+            return video_file(self.path, trial)
         return self.path / FILES[variable]
 
+    @property
+    def has_videos(self) -> bool:
+        """Whether movies are packed as video."""
+        return self.document.has_videos
+
     def place(self, variable: str, trial: int) -> Place:
-        """Stacked with the others."""
+        """Stacked with the others, or a video of its own."""
+        if variable == "video" and self.document.has_videos:
+            return Place(self.file(variable, trial), self.duration(trial))
         return Place(self.file(variable, trial), self._layout.frames, self._row(trial))
 
     def hidden(self, tier: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from viv1t.data.finding import Finding
 from viv1t.data.session import LETTERS, STORE_FILE, VARIABLES
 from viv1t.data.stack import FILES, Layout
-from viv1t.data.store import META_FILE, StoreDocument, checksum
+from viv1t.data.store import META_FILE, StoreDocument, checksum, video_file
 from viv1t.errors import DataError
 from viv1t.progress import Progress
 
@@ -64,6 +64,10 @@ def verify_store(mouse_id: str, path: Path, *, show_progress: bool = False) -> I
     layout = document.layout()
     progress = Progress(f"mouse {mouse_id}", len(VARIABLES) * layout.trials, "reads", show=show_progress)
     for variable in VARIABLES:
+        if variable == "video" and document.has_videos:
+            for what, trials in _video_problems(path, document, progress):
+                yield error(what, *trials)
+            continue
         problem = _header_problem(path / FILES[variable], layout, variable)
         if problem:
             yield error(problem)
@@ -75,6 +79,23 @@ def verify_store(mouse_id: str, path: Path, *, show_progress: bool = False) -> I
         if shifted:
             yield error(f"{FILES[variable]} ends at another frame than {STORE_FILE} says", *shifted)
     progress.close()
+
+
+def _video_problems(path: Path, document: StoreDocument, progress: Progress) -> Iterator[tuple[str, list[int]]]:
+    """What is wrong with movies that are packed as video, and of which trials."""
+    missing, changed = [], []
+    sums = document.arrays[FILES["video"]]["files"]
+    for trial, expected in zip(document.trials, sums, strict=True):
+        try:
+            if checksum(video_file(path, trial).read_bytes()) != expected:
+                changed.append(trial)
+        except OSError:
+            missing.append(trial)
+        progress.step()
+    if missing:
+        yield "videos are missing or cannot be read", missing
+    if changed:
+        yield "videos are not what was packed: checksums differ", changed
 
 
 def _header_problem(path: Path, layout: Layout, variable: str) -> str | None:
