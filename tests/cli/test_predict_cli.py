@@ -20,7 +20,7 @@ from viv1t.cli.predict import main
 from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
 from viv1t.errors import ConfigError
-from viv1t.predict import TrialPrediction, write_parquet
+from viv1t.prediction import TrialPrediction, write_parquet
 from viv1t.train.run_folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS, Mouse
 

@@ -1,9 +1,9 @@
-"""`viv1t-predict RUN [RUN ...]`: predicted responses of a run, or of several as an ensemble."""
+"""`viv1t-predict RUN [RUN ...]`: predicted responses of a run, of several as an ensemble, or of exported files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from viv1t.progress import Progress
 from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 
 if TYPE_CHECKING:
-    from viv1t.predict import TrialPrediction
+    from viv1t.prediction import TrialPrediction
 
 # What predicts is imported where it is used: each way needs other packages.
 
@@ -23,9 +23,9 @@ def _parser() -> Parser:
     parser = Parser(
         prog="viv1t-predict",
         description="Predicts the responses to recorded movies. Several runs form an ensemble: the mean of their "
-        "predictions.",
+        "predictions. Files that viv1t-export has written, one per mouse, need neither PyTorch nor the run.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or MOUSE.onnx")
     parser.add_argument("--data", help="folder of recordings; default the one the run was trained on")
     parser.add_argument(
         "--tier", nargs="+", choices=[*TIERS, "all"], metavar="TIER",
@@ -57,58 +57,97 @@ def _parser() -> Parser:
 
 def _work(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
-    return _predict_runs(args)
+    exported = [run.endswith(".onnx") for run in args.runs]
+    if any(exported) and not all(exported):
+        raise ConfigError("give run folders or exported files, not both")
+    return _predict_files(args) if all(exported) else _predict_runs(args)
 
 
 def _predict_runs(args: argparse.Namespace) -> int:
     """Predicts recorded trials with one run or several."""
-    from viv1t.predict import TrialPrediction, check_pyarrow, predict, write_npy, write_parquet
+    from viv1t.predict import predict
     from viv1t.train.ensemble import open_ensemble
     from viv1t.train.run_folder import RunFolder
     from viv1t.train.trainer import best_device
 
-    if args.submission and args.format == "npy":
-        raise ConfigError("--submission writes parquet files: leave --format out")
-    parquet = args.submission or args.format == "parquet"
-    chosen = args.tier or (TEST_TIERS if args.submission else ("validation",))
-    tiers = list(dict.fromkeys(TIERS if "all" in chosen else chosen))
-    if args.submission and (other := [tier for tier in tiers if tier not in TEST_TIERS]):
-        raise ConfigError(f"--submission is for the test tiers {', '.join(TEST_TIERS)}, not {', '.join(other)}")
-    if parquet:
-        check_pyarrow()
+    tiers = _check(args)
     mice = args.mouse_ids
     if args.submission and not mice:
         mice = [m for m in RunFolder(args.runs[0]).mouse_ids() if m in NEW_MICE]
     models, recordings = open_ensemble(args.runs, best_device(args.device), args.data, mice)
-    out = Path(args.output_dir)
-    lines = []
     with closing(recordings):
-        trials = {tier: sum(len(recordings.trial_ids(m, tier)) for m in recordings.mice) for tier in tiers}
-        if not any(trials.values()):
-            raise DataError(f"nothing to predict: no trials in {', '.join(tiers)}")
-        progress = Progress("predicting", sum(trials.values()), "trials", show=not args.quiet)
+        counts = {tier: {m: len(recordings.trial_ids(m, tier)) for m in recordings.mice} for tier in tiers}
+        return _write(args, counts, lambda mouse, tier: predict(models, recordings, mouse, tier, args.units))
 
-        def rows(tier: str) -> Iterator[TrialPrediction]:
-            for mouse_id in recordings.mice:
-                for prediction in predict(models, recordings, mouse_id, tier, args.units):
-                    yield prediction
-                    progress.step(f"{tier}, mouse {mouse_id}")
 
-        for tier, count in trials.items():
-            if not count:
-                lines.append(f"{tier}: no trials; left out")
-            elif args.submission:
-                path = out / f"predictions_file_{tier}_track.parquet.brotli"
-                write_parquet(path, rows(tier), TrialPrediction.scored)
-            elif parquet:
-                path = out / f"{tier}.parquet"
-                write_parquet(path, rows(tier), TrialPrediction.aligned)
-            else:
-                path = out
-                write_npy(out, rows(tier), tier)
-            if count:
-                lines.append(f"{tier}: {count} trials written to {path}")
-        progress.close()
+def _predict_files(args: argparse.Namespace) -> int:
+    """Predicts recorded trials with exported models."""
+    from viv1t.predict_onnx import open_models, predict_files
+
+    tiers = _check(args)
+    if args.data is None:
+        raise ConfigError("exported files need --data: the folder of recordings to predict")
+    if args.units == "recorded":
+        raise ConfigError("--units recorded needs the run: exported files do not hold the responses' deviations")
+    if args.device not in (None, "cpu"):
+        raise ConfigError(f"--device {args.device}: exported files run on the CPU here")
+    opened = open_models(args.runs, args.data, args.mouse_ids)
+    mice = [m for m in opened if m in NEW_MICE or not args.submission or args.mouse_ids]
+    counts = {tier: {m: len(opened[m][1].trials(tier)) for m in mice} for tier in tiers}
+    return _write(args, counts, lambda mouse, tier: predict_files(*opened[mouse], tier))
+
+
+def _check(args: argparse.Namespace) -> list[str]:
+    """The tiers to predict, and whether they can be written as asked."""
+    if args.submission and args.format == "npy":
+        raise ConfigError("--submission writes parquet files: leave --format out")
+    chosen = args.tier or (TEST_TIERS if args.submission else ("validation",))
+    tiers = list(dict.fromkeys(TIERS if "all" in chosen else chosen))
+    if args.submission and (other := [tier for tier in tiers if tier not in TEST_TIERS]):
+        raise ConfigError(f"--submission is for the test tiers {', '.join(TEST_TIERS)}, not {', '.join(other)}")
+    if args.submission or args.format == "parquet":
+        from viv1t.prediction import check_pyarrow
+
+        check_pyarrow()
+    return tiers
+
+
+def _write(
+    args: argparse.Namespace,
+    counts: Mapping[str, Mapping[str, int]],
+    predict: Callable[[str, str], Iterator[TrialPrediction]],
+) -> int:
+    """Writes the files; `counts` are the trials of each tier and mouse, and `predict` takes mouse and tier."""
+    from viv1t.prediction import TrialPrediction, write_npy, write_parquet
+
+    out = Path(args.output_dir)
+    trials = {tier: sum(of_mice.values()) for tier, of_mice in counts.items()}
+    if not any(trials.values()):
+        raise DataError(f"nothing to predict: no trials in {', '.join(counts)}")
+    progress = Progress("predicting", sum(trials.values()), "trials", show=not args.quiet)
+
+    def rows(tier: str) -> Iterator[TrialPrediction]:
+        for mouse_id in counts[tier]:
+            for prediction in predict(mouse_id, tier):
+                yield prediction
+                progress.step(f"{tier}, mouse {mouse_id}")
+
+    lines = []
+    for tier, count in trials.items():
+        if not count:
+            lines.append(f"{tier}: no trials; left out")
+        elif args.submission:
+            path = out / f"predictions_file_{tier}_track.parquet.brotli"
+            write_parquet(path, rows(tier), TrialPrediction.scored)
+        elif args.format == "parquet":
+            path = out / f"{tier}.parquet"
+            write_parquet(path, rows(tier), TrialPrediction.aligned)
+        else:
+            path = out
+            write_npy(out, rows(tier), tier)
+        if count:
+            lines.append(f"{tier}: {count} trials written to {path}")
+    progress.close()
     print("\n".join(lines))
     return 0
 

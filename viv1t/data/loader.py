@@ -157,6 +157,14 @@ class Recordings:
         """Groups of the tier's trials that show the same movie."""
         return self._sessions[mouse_id].repeats(tier)
 
+    def session(self, mouse_id: str) -> Session:
+        """A mouse's recording as it lies on disk."""
+        return self._sessions[mouse_id]
+
+    def transform(self, mouse_id: str) -> Transform:
+        """What is done to a mouse's trials."""
+        return self._transforms[mouse_id]
+
     def response_precision(self, mouse_id: str, frames: int) -> np.ndarray:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""
         affine = self._transforms[mouse_id].affine

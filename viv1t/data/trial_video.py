@@ -17,9 +17,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
-import torch
 
-from viv1t.data.frames import Resize
 from viv1t.data.npy import NpyHeader, map_npy, read_header, read_npy
 from viv1t.data.video import VideoInfo, decode, is_video, probe, require_av
 from viv1t.errors import DataError
@@ -140,6 +138,10 @@ def _read_video(path: Path) -> np.ndarray:
     if _is_exact(info):
         movie = movie[:, :height, :width]
     else:
+        import torch  # recordings are also read where there is no PyTorch
+
+        from viv1t.data.frames import Resize
+
         resize = Resize(
             info.size, (height, width), bits=info.bits, full_range=info.full_range, rotation=info.rotation
         )  # of the same size: only the grey levels change

@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from viv1t.errors import DataError
 
 if TYPE_CHECKING:
     import av
+    import torch  # recordings are also read where there is no PyTorch
+    from torch import Tensor
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 LONGEST_STILL = 3600.0  # seconds between frames, above which time stamps are not believed
@@ -176,6 +176,8 @@ def decode(info: VideoInfo, threads: int = 0) -> Iterator[tuple[float, np.ndarra
 
 def chunks(info: VideoInfo, frames: int, device: torch.device) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The frames of a video, up to `frames` at a time, on a device: times (n,) and luma (n, H, W); as `decode`."""
+    import torch
+
     decoded = decode(info)
     while some := list(islice(decoded, frames)):
         luma = np.stack([luma for _, luma in some])

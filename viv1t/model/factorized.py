@@ -88,6 +88,13 @@ class FactorizedBaseline(nn.Module):
         """Frames out for frames in."""
         return self.config.output_frames(frames)
 
+    @property
+    def fewest_frames(self) -> int:
+        """Frames in for one frame out."""
+        return 1 - self.config.output_frames(0)
+
+    most_frames: int | None = None  # any number
+
     def frame_positions(self, positions: Tensor) -> Tensor:
         """From positions on the output's maps to positions on the frame: they are the same."""
         return positions
@@ -134,7 +141,7 @@ class FactorizedBaseline(nn.Module):
         if state is not None:
             parts.append(state[..., None, None].expand(-1, -1, -1, *self.frame_size))
         if self.positions is not None:
-            parts.append(self.positions[None, :, None].expand(len(video), -1, video.shape[2], -1, -1))
+            parts.append(self.positions[None, :, None].expand(video.shape[0], -1, video.shape[2], -1, -1))
         x = torch.cat(parts, dim=1)
         for layer in self.layers:
             x = layer(x)

@@ -93,9 +93,9 @@ class Tokenizer(nn.Module):
         else:
             x = patch_convolution(video, state, weight, self.projection.bias, self.size, self.stride)
         x = self.dropout(self.norm(x.flatten(2, 3)))
-        return self._add_positions(x)
+        return self.add_positions(x)
 
-    def _add_positions(self, x: Tensor) -> Tensor:
+    def add_positions(self, x: Tensor) -> Tensor:
         frames = x.shape[1]
         if self.max_frames is not None and frames > self.max_frames:
             raise ConfigError(

@@ -11,6 +11,7 @@ from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.model.tokenizer import Tokenizer
 from viv1t.model.transformer import Transformer, most_square_grid
+from viv1t.types import MAX_FRAMES
 
 # behavior mode -> (channels joined to the video, variables encoded in blocks)
 _STATE_USE = {
@@ -67,6 +68,16 @@ class Vivit(nn.Module):
     def output_frames(self, frames: int) -> int:
         """Frames out for frames in."""
         return self.config.output_frames(frames)
+
+    @property
+    def fewest_frames(self) -> int:
+        """Frames in for one frame out."""
+        return self.config.temporal_patch_size
+
+    @property
+    def most_frames(self) -> int | None:
+        """Frames in that there are positions for; None for any number."""
+        return None if self.tokenizer.max_frames is None else MAX_FRAMES
 
     def frame_positions(self, positions: Tensor) -> Tensor:
         """From positions (..., 2) on the output's maps to positions on the frame.

@@ -32,21 +32,36 @@ def open_ensemble(
         DataError: the recordings are missing, damaged or not those of the models.
     """
     folders = [RunFolder(run) for run in runs]
+    models, mice = load_models(folders, device, mouse_ids)
+    return models, open_recordings(folders, models, data, mice)
+
+
+def load_models(
+    folders: Sequence[RunFolder], device: torch.device, mouse_ids: Sequence[str] | None = None
+) -> tuple[list[ViV1T], list[str]]:
+    """The best model of every run, in evaluation mode, and the mice to use; arguments and errors as above."""
     models = [folder.load_model(device) for folder in folders]
     known = [m for m in models[0].mouse_ids if all(m in model.neurons for model in models)]
     mice = list(mouse_ids or models[0].mouse_ids)
     if unknown := [m for m in mice if m not in known]:
         raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in every run; they have {', '.join(known) or 'none'}")
-    recordings = Recordings.open(_data_config(folders, data, mice), folders[0].config().train.seed)
+    return models, mice
+
+
+def open_recordings(
+    folders: Sequence[RunFolder], models: Sequence[ViV1T], data: str | None, mice: Sequence[str]
+) -> Recordings:
+    """The recordings that all of the runs were made for, to be closed; arguments and errors as above."""
+    recordings = Recordings.open(data_config(folders, data, mice), folders[0].config().train.seed)
     try:
         check_fit(models, recordings)
     except DataError:
         recordings.close()
         raise
-    return models, recordings
+    return recordings
 
 
-def _data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str]) -> DataConfig:
+def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str]) -> DataConfig:
     """The data options shared by all runs, reading from `path` when given.
 
     Raises:

@@ -1,0 +1,226 @@
+"""Exported models: read, described and run with NumPy and ONNX Runtime alone.
+
+`viv1t.export` writes these files. What is needed to use one stands in its metadata, every entry a string:
+
+    format              this description's version
+    part                model, core or readout
+    mouse, session      whose responses, from which recording; empty for a core, which all mice share
+    neuron_ids          JSON, the recording's neuron numbers in the order of the responses; empty where not known
+    frame_rate          of movies and responses, in Hz
+    frame_size          JSON, [H, W] in pixels
+    frames              JSON, [fewest, most] frames that can be taken
+    transform           JSON, what is done to recorded values before the model sees them (`mode`, `center_crop`), and
+                        whether the graph does it itself (`in_graph`) or the caller has to
+    transform_arrays    base64 of a NumPy .npz file with the arrays of `InputTransform`; empty where not known
+    core                of a readout: name of the core's file beside it
+    precision           fp32, fp16 or int8
+    runs, versions      JSON, where it comes from
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from viv1t.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FORMAT = "viv1t-onnx-1"
+INSTALL = "install it with `pip install 'viv1t[onnx]'`"
+_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """What is done to recorded values: (value - offset) * scale, then a movie's centre is resized to the frame.
+
+    Attributes:
+        arrays: per variable v (video, behavior, pupil_center) `<v>_offset` and `<v>_scale`, frames first for the movie,
+            (T or 1, H, W), and last for the others, (2, T or 1); T is how many frames the statistics know.
+            `crop_rows` (H, H) and `crop_columns` (W, W): the crop of a frame is rows @ frame @ columns'. Empty where
+            nothing is done.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames of a trial the statistics know; None for any number."""
+        known = [a.shape[-1] for n, a in self.arrays.items() if n in ("behavior_scale", "pupil_center_scale")]
+        known += [a.shape[0] for n, a in self.arrays.items() if n == "video_scale"]
+        return min((n for n in known if n > 1), default=None)
+
+    def __call__(
+        self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Recorded video (B, 1, T, H, W), behavior and pupil_center (B, 2, T), as the model takes them, float32."""
+        done = {"video": video, "behavior": behavior, "pupil_center": pupil_center}
+        for name, values in done.items():
+            done[name] = values.astype(np.float32)
+            if self.arrays:
+                offset, scale = self._of(name, values.shape[2])
+                done[name] -= offset
+                done[name] *= scale
+        if "crop_rows" in self.arrays:
+            done["video"] = self.arrays["crop_rows"] @ done["video"] @ self.arrays["crop_columns"].T
+        return done["video"], done["behavior"], done["pupil_center"]
+
+    def undone(self, name: str, values: np.ndarray) -> np.ndarray:
+        """The recorded values of a variable that are made `values`, but for the crop; 0 scales are taken as 1."""
+        if not self.arrays:
+            return values
+        offset, scale = self._of(name, values.shape[2])
+        return np.asarray(values / np.where(scale == 0, 1, scale) + offset, np.float32)
+
+    def _of(self, name: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        offset, scale = self.arrays[f"{name}_offset"], self.arrays[f"{name}_scale"]
+        return (offset[:frames], scale[:frames]) if name == "video" else (offset[:, :frames], scale[:, :frames])
+
+    def to_text(self) -> str:
+        """For a file's metadata."""
+        file = io.BytesIO()
+        np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
+        return base64.b64encode(file.getvalue()).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> InputTransform:
+        """What `to_text` gave."""
+        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
+            return cls(dict(file))
+
+
+class OnnxModel:
+    """An exported model, ready to run on the CPU.
+
+    Args:
+        path: the file of a mouse; of a model exported in parts, its readout, which finds the core beside it.
+        threads: of ONNX Runtime; default all cores.
+
+    Attributes:
+        metadata: as described above.
+        mouse_id, session: whose responses it predicts.
+        neuron_ids: (N,) int64, None where not known.
+        frame_rate: in Hz.
+        frame_size: (H, W) in pixels.
+        transform: what is to be done to recorded values before they are given; None where the statistics are not known.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not one of this program.
+        ConfigError: ONNX Runtime is missing, or the file holds a core alone.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        self.path = Path(path)
+        self._session = open_session(self.path, threads)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if self.metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: not a model exported by viv1t-export ({FORMAT} expected)")
+        if self.metadata.get("part") == "core":
+            raise ConfigError(f"{path} is the core that all mice share: give the readout of a mouse, beside it")
+        try:
+            self._read_metadata()
+        except _FAILURES as error:
+            raise CheckpointError(f"{path}: its metadata are damaged ({error}); export the model again") from error
+        self._core: onnxruntime.InferenceSession | None = None
+        if core := self.metadata.get("core"):
+            self._core = open_session(self.path.with_name(core), threads)
+
+    def _read_metadata(self) -> None:
+        m = self.metadata
+        self.mouse_id, self.session = m["mouse"], m["session"]
+        self.neuron_ids = np.array(json.loads(m["neuron_ids"]), np.int64) if m["neuron_ids"] else None
+        self.frame_rate = float(m["frame_rate"])
+        height, width = json.loads(m["frame_size"])
+        self.frame_size: tuple[int, int] = int(height), int(width)
+        self.fewest_frames, self.most_frames = json.loads(m["frames"])
+        self.transform: InputTransform | None = None
+        if json.loads(m["transform"])["in_graph"]:
+            self.transform = InputTransform({})
+        elif m["transform_arrays"]:
+            self.transform = InputTransform.from_text(m["transform_arrays"])
+
+    def __call__(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
+        """Predicted responses of the last t frames.
+
+        Args:
+            video: (B, 1, T, H, W), transformed, or as recorded where the graph holds the transform.
+            behavior: (B, 2, T), pupil dilation and running speed, likewise.
+            pupil_center: (B, 2, T), likewise.
+
+        Returns:
+            (B, N, t) float32.
+
+        Raises:
+            ConfigError: shapes that the model does not take.
+        """
+        given = {"video": video, "behavior": behavior, "pupil_center": pupil_center}
+        self._check(given)
+        feed = {name: np.ascontiguousarray(array, np.float32) for name, array in given.items()}
+        if self._core is not None:
+            feed["maps"] = run_session(self._core, feed)
+        return run_session(self._session, feed)
+
+    def predict(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
+        """Predicted responses (B, N, t) to inputs as recorded, shaped as above.
+
+        Raises:
+            ConfigError: shapes that the model does not take.
+            DataError: the file does not say how recorded values are transformed.
+        """
+        if self.transform is None:
+            raise DataError(
+                f"{self.path} does not hold the statistics of the recording: export it again where the recording is, "
+                "with --data"
+            )
+        self._check({"video": video, "behavior": behavior, "pupil_center": pupil_center})
+        return self(*self.transform(video, behavior, pupil_center))
+
+    def _check(self, given: Mapping[str, np.ndarray]) -> None:
+        trials, _, frames, *_ = given["video"].shape if given["video"].ndim == 5 else (1, 1, 0)
+        expected = {
+            "video": (trials, 1, frames, *self.frame_size), "behavior": (trials, 2, frames),
+            "pupil_center": (trials, 2, frames),
+        }  # fmt: skip
+        for name, array in given.items():
+            if array.shape != expected[name]:
+                words = {"video": "(B, 1, T, {}, {})".format(*self.frame_size)}.get(name, "(B, 2, T) of the same B, T")
+                raise ConfigError(f"{self.path}: {name} must be {words}, not {array.shape}")
+        if frames < self.fewest_frames or (self.most_frames is not None and frames > self.most_frames):
+            most = "any number" if self.most_frames is None else self.most_frames
+            raise ConfigError(f"{self.path} takes {self.fewest_frames} to {most} frames, not {frames}")
+
+
+def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A file in ONNX Runtime, on the CPU; raises as `OnnxModel`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"{path}: running it needs the package onnxruntime: {INSTALL}") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # kinds of its own, all of them plain Exceptions
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({reason}); export the model again") from error
+
+
+def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, Any]) -> np.ndarray:
+    """Its output for the inputs that it takes."""
+    taken = {i.name: feed[i.name] for i in session.get_inputs()}
+    result: np.ndarray = session.run(None, taken)[0]
+    return result
