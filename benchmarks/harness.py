@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -167,6 +168,8 @@ def machine_name() -> str:
 def facts() -> dict[str, Any]:
     """What results depend on: machine, versions, commit, date."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+    if "onnxruntime" in sys.modules:
+        versions["onnxruntime"] = sys.modules["onnxruntime"].__version__
     return {
         "machine": machine(),
         "versions": versions,

@@ -18,7 +18,7 @@ from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
 
 TOLERANCE = 1e-4  # of float32, relative
 _EQUAL_TRIALS = 2  # recorded trials that PyTorch predicts as well
-_SCORED_TRIALS = 20  # recorded trials that a lower precision is judged by
+_SCORED_TRIALS = 10  # recorded trials that a lower precision is judged by
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,19 @@ def random_cases(frame_size: tuple[int, int], lengths: Sequence[int], raw: Input
     return cases
 
 
-def recorded_cases(recordings: Recordings, mouse_id: str, tier: str, raw: bool, fewest: int) -> list[Case]:
-    """The first trials of a tier that are long enough, with inputs as recorded if `raw`, else transformed.
+def recorded_cases(
+    recordings: Recordings, mouse_id: str, tier: str, raw: bool, fewest: int, precision: str
+) -> list[Case]:
+    """The first trials of a tier, as many as `precision` needs, with inputs as recorded if `raw`, else transformed.
 
-    Nothing where the tier's responses are withheld.
+    Trials too short to be scored are left out, and a tier whose responses are withheld.
     """
     cases: list[Case] = []
     if recordings.hidden(mouse_id, tier):
         return cases
     session = recordings.session(mouse_id)
-    for batch in islice(recordings.trials(mouse_id, tier), _SCORED_TRIALS):
+    number = _EQUAL_TRIALS if precision == "fp32" else _SCORED_TRIALS
+    for batch in islice(recordings.trials(mouse_id, tier), number):
         frames = min(batch.video.shape[2], MAX_FRAMES)
         if frames < max(fewest, UNSCORED_FRAMES + 2):
             continue

@@ -93,7 +93,7 @@ def export_runs(
     check_packages()
     folders = [RunFolder(run) for run in runs]
     models, mice = load_models(folders, torch.device("cpu"), mouse_ids)
-    _check(models, settings)
+    check_exportable(models, settings)
     for model in models:  # whatever it was trained in
         model.config = replace(model.config, train=replace(model.config.train, precision="32"))
     place = Path(data_config(folders, data, mice).path)
@@ -113,7 +113,7 @@ def export_runs(
         yield from job.parts(mice) if settings.split else map(job.whole, mice)
 
 
-def _check(models: Sequence[ViV1T], settings: Settings) -> None:
+def check_exportable(models: Sequence[ViV1T], settings: Settings) -> None:
     """Raises a ConfigError for what cannot be exported."""
     if any(isinstance(model.config.readout, RandomReadoutConfig) for model in models):
         raise ConfigError("--readout random predicts noise: there is nothing to export")
@@ -205,7 +205,9 @@ class _Job:
         lengths = [self.fewest + n for n in (7, 2, 24)]
         cases = random_cases(self.frame_size, lengths, raw)
         if self.recordings is not None:
-            cases += recorded_cases(self.recordings, mouse_id, HELD_OUT, raw is not None, self.fewest)
+            cases += recorded_cases(
+                self.recordings, mouse_id, HELD_OUT, raw is not None, self.fewest, self.settings.precision
+            )
         return cases
 
     def _transform(self, mouse_id: str) -> InputTransform | None:
