@@ -206,7 +206,10 @@ def test_required_options(flag: str) -> None:
         ({"adam_beta2": 1}, "--adam_beta1 and --adam_beta2 must be below 1"),
         ({"core_drop_path": 1}, "--core_drop_path must be below 1"),
         ({"core_emb_dim": 7, "core_pos_encoding": 4}, "--core_pos_encoding 4 and 5 need an even --core_emb_dim"),
-        ({"stat_mode": 0, "transform_mode": 3}, "--transform_mode 3 and 4 need computed statistics: use --stat_mode 1"),
+        (
+            {"stat_mode": 0, "transform_mode": 3},
+            "--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1",
+        ),
         ({"crop_frame": 24}, "the core's temporal extent is longer than --crop_frame 24"),
         ({"core_temporal_patch_size": 301}, "the core's temporal extent is longer than a 300-frame trial"),
         ({"core": "factorized_baseline", "core_spatial_input_kernel": 4}, "--core_spatial_input_kernel must be odd"),

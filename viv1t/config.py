@@ -105,8 +105,8 @@ class DataConfig(_Checked):
     transform: str = option(
         "transform_mode",
         help="0 nothing, 1 standardise per frame, 2 as published checkpoints were trained (min-max, video by mean and "
-        "std), 3 standardise, 4 min-max",
-        codes={0: "none", 1: "standardize_per_frame", 2: "published", 3: "standardize", 4: "min_max"},
+        "std), 3 standardise, 4 min-max, 5 standardise the video and min-max the rest",
+        codes={0: "none", 1: "standardize_per_frame", 2: "published", 3: "standardize", 4: "min_max", 5: "balanced"},
     )
     response_scale: str = option(
         "response_scale",
@@ -146,8 +146,8 @@ class DataConfig(_Checked):
             raise ConfigError(f"--center_crop must be above 0, not {self.center_crop}")
         if self.crop_frame == 0:
             raise ConfigError("--crop_frame must be -1 or at least 1, not 0")
-        if self.statistics == "provided" and self.transform in ("standardize", "min_max"):
-            raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
+        if self.statistics == "provided" and self.transform in ("standardize", "min_max", "balanced"):
+            raise ConfigError("--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1")
         if self.statistics == "provided" and self.response_scale == "neuron":
             raise ConfigError("--response_scale neuron needs computed statistics: use --stat_mode 1")
         if self.transfer == "compact" and self.num_workers == 0:

@@ -23,7 +23,7 @@ from viv1t.errors import DataError
 from viv1t.types import SENSORIUM_SESSIONS, Batch
 
 Make = Callable[..., Path]
-MODES = ("none", "standardize_per_frame", "published", "standardize", "min_max")
+MODES = ("none", "standardize_per_frame", "published", "standardize", "min_max", "balanced")
 DURATIONS = (24, 24, 8, 24, 21, 24, 20, 24, 17, 24)
 
 

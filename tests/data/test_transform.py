@@ -16,7 +16,7 @@ from viv1t.errors import ConfigError, DataError
 from viv1t.types import Trial
 
 Make = Callable[..., Path]
-SCALED = ("standardize_per_frame", "published", "standardize", "min_max")
+SCALED = ("standardize_per_frame", "published", "standardize", "min_max", "balanced")
 
 
 def opened(path: Path) -> tuple[Session, MouseStatistics]:
@@ -38,7 +38,7 @@ def written_out(mode: str, variable: str, x: np.ndarray, s: MouseStatistics) -> 
     family = s.trial if mode in ("standardize_per_frame", "published") else s.time
     assert family is not None
     m = {name: getattr(family[variable], name).astype(np.float64) for name in ("min", "max", "mean", "std")}
-    if mode in ("standardize", "min_max"):
+    if mode in ("standardize", "min_max", "balanced"):
         m = {name: value[..., None] for name, value in m.items()}
     else:
         m = {name: value[..., : x.shape[-1]] for name, value in m.items()}
@@ -47,7 +47,7 @@ def written_out(mode: str, variable: str, x: np.ndarray, s: MouseStatistics) -> 
         return x * response_precision(s.trial["response"].std)[:, : x.shape[-1]]
     if mode == "published" and variable == "video":
         return (x - m["mean"]) / (m["std"] - m["mean"])
-    if mode in ("published", "min_max"):
+    if mode in ("published", "min_max") or (mode == "balanced" and variable != "video"):
         return (x - m["min"]) / (m["max"] - m["min"])
     return x / m["std"] if variable == "behavior" else (x - m["mean"]) / (m["std"] + e)
 

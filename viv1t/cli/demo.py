@@ -26,23 +26,26 @@ OPTIONS: Options = {
     "output_dir": "runs/demo",
     "ds_mode": 1,
     "mouse_ids": ["F", "G"],
-    "transform_mode": 2,
+    "transform_mode": 5,
     "response_scale": "neuron",
     "core": "vivit",
     "readout": "gaussian2d",
     "output_mode": 1,
     "crop_frame": 80,
     "batch_size": 2,
-    "epochs": 16,
+    "epochs": 12,
     "lr_schedule": "cosine",
     "lr": 0.02,
     "core_lr": 0.004,
     "weight_decay": 0.6,
     "core_weight_decay": 0.01,
     "core_parallel_attention": True,
-    "core_spatial_patch_size": 13,
+    # Patches that reach the frame's borders, and no learned positions: features are the same wherever they are read,
+    # so that where a neuron reads them says where its receptive field is.
+    "core_spatial_patch_size": 12,
     "core_spatial_patch_stride": 6,
-    "core_temporal_patch_size": 15,
+    "core_temporal_patch_size": 13,
+    "core_pos_encoding": 0,
     "core_spatial_depth": 1,
     "core_temporal_depth": 1,
     "core_num_heads": 2,
@@ -121,9 +124,7 @@ def run_demo(given: Options) -> int:
     sessions = dict(
         zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing="resume", report=print), strict=True)
     )
-    print(
-        f"2/3  training a small ViV1T, about five minutes on two cores; run folder {config.train.output_dir}"
-    )
+    print(f"2/3  training a small ViV1T, about five minutes on two cores; run folder {config.train.output_dir}")
     trainer, final = run(config)
     print("3/3  drawing what was learned")
     ceilings = {m: noise_ceiling(path, "oracle") for m, path in sessions.items()}

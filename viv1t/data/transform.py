@@ -6,10 +6,12 @@
 | published | trial | (v - mean) / (std - mean) | (b - min) / (max - min) | (p - min) / (max - min) |
 | standardize | time | (v - mean) / (std + e) | b / std | (p - mean) / (std + e) |
 | min_max | time | (v - min) / (max - min) | (b - min) / (max - min) | (p - min) / (max - min) |
+| balanced | time | (v - mean) / (std + e) | (b - min) / (max - min) | (p - min) / (max - min) |
 
 `e` is the float32 machine epsilon. The movie's row of `published` is a slip of the published code, which the published
-checkpoints were trained with. Responses are multiplied by `response_precision`. The mode `none` leaves everything as it
-is, the number of frames included.
+checkpoints were trained with. `balanced` gives movie, behavior and gaze values of like size, whose normalisation over a
+patch keeps contrast, and takes extremes over all frames, which few trials estimate badly frame by frame. Responses are
+multiplied by `response_precision`. The mode `none` leaves everything as it is, the number of frames included.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from viv1t.types import MAX_FRAMES, Trial
 logger = logging.getLogger("viv1t")
 
 EPSILON = np.float32(np.finfo(np.float32).eps)
-_FAMILY = {"standardize_per_frame": "trial", "published": "trial", "standardize": "time", "min_max": "time"}
+_FAMILY = {
+    "standardize_per_frame": "trial",
+    "published": "trial",
+    "standardize": "time",
+    "min_max": "time",
+    "balanced": "time",
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ class Transform:
         assert statistics is not None
         family = statistics.trial if _FAMILY[mode] == "trial" else statistics.time
         if family is None:
-            raise ConfigError("--transform_mode 3 and 4 need computed statistics: use --stat_mode 1")
+            raise ConfigError("--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1")
         affine = {v: self._affine(mode, v, family[v]) for v in VARIABLES if v != "response"}
         try:
             deviation = statistics.trial["response"].std
@@ -199,7 +207,7 @@ class Transform:
     def _affine(self, mode: str, variable: str, s: Moments) -> Affine:
         if mode == "published" and variable == "video":
             offset, divisor = s.mean, s.std - s.mean
-        elif mode in ("published", "min_max"):
+        elif mode in ("published", "min_max") or (mode == "balanced" and variable != "video"):
             offset, divisor = s.min, s.max - s.min
         elif variable == "behavior":
             offset, divisor = np.zeros_like(s.std), s.std
