@@ -14,6 +14,7 @@ from viv1t.cli import convert, data, evaluate, predict, train
 from viv1t.cli.options import Parser, add_run_options, run_main
 from viv1t.config import INTEGER_SWITCHES, Options, RunConfig, VivitConfig
 from viv1t.errors import CheckpointError, ConfigError
+from viv1t.train.distributed import Ranks
 
 PUBLISHED = (
     "--data=data/sensorium --output_dir=runs/vivit/test --transform_mode=2 --crop_frame=140 --ds_mode=3 --core=vivit "
@@ -40,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
 
     def run(config: RunConfig) -> Any:
         configs.append(config)
-        return None, argparse.Namespace(mean=0.5)
+        return argparse.Namespace(ranks=Ranks()), argparse.Namespace(mean=0.5)
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.chdir(tmp_path)

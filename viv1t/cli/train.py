@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
@@ -11,6 +12,7 @@ from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError
 from viv1t.plot import learning_curves
+from viv1t.train.distributed import started
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.run_log import RunLog
 from viv1t.train.trainer import Trainer, best_device, check_trainable
@@ -25,14 +27,22 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     check_trainable(config)
     wandb = _wandb(config)
     folder = RunFolder(config.train.output_dir)
-    with Watch() as watch, RunLog(config.train.verbose) as log, folder.locked():
-        folder.check_start(config)
-        device = best_device(config.train.device)
-        with closing(Recordings.open(config.data, config.train.seed, device=device)) as recordings:
-            trainer = Trainer(config, recordings, folder, watch)
-            trainer.begin()
-            log.open(folder.log)
-            return trainer, trainer.fit(_after_epoch(config, folder, wandb))
+    device = best_device(config.train.device)
+    with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
+        if ranks.restarted:
+            config = replace(config, train=replace(config.train, clear_output_dir=False))
+        with folder.locked() if ranks.first else nullcontext():
+            if ranks.first:
+                folder.check_start(config)
+            with ranks.in_turn():  # the first computes statistics and unpacks archives for all
+                recordings = Recordings.open(config.data, config.train.seed, ranks.rank, ranks.size, device)
+            with closing(recordings):
+                trainer = Trainer(config, recordings, folder, watch, ranks)
+                trainer.begin()
+                if not ranks.first:
+                    return trainer, trainer.fit()
+                log.open(folder.log)
+                return trainer, trainer.fit(_after_epoch(config, folder, wandb))
 
 
 def _wandb(config: RunConfig) -> Any:
@@ -85,8 +95,8 @@ def _work(argv: Sequence[str] | None) -> int:
 
         return run_demo(options)
     config = RunConfig.from_options(options)
-    _, final = run(config)
-    if config.train.verbose:
+    trainer, final = run(config)
+    if config.train.verbose and trainer.ranks.first:
         print(f"correlation on the tier validation: {final.mean:.4f}; run folder: {config.train.output_dir}")
     return 0
 

@@ -54,13 +54,13 @@ class Recordings:
         self._statistics = statistics
         self._transforms = transforms
         self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
-        self._share = share(list(sessions), config.batch_size, rank, ranks)
+        self._ranks = ranks
+        self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
+        self.served = self.served_by(rank)
         self._reader = open_reader(config, transforms, sessions)
         self._training_reader = self._open_training_reader(device or torch.device("cpu"))
-        self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.frame_size = frame_size
         self.train_sizes = {mouse: len(trials) for mouse, trials in self._train.items()}
-        self.served = tuple(self._share)
         self.batches_per_epoch = len(sessions) * max(-(-n // config.batch_size) for n in self.train_sizes.values())
 
     @classmethod
@@ -73,7 +73,7 @@ class Recordings:
             config: which mice and trials, and how they are transformed.
             seed: of the order of training.
             rank: number of this process among those that train together.
-            ranks: how many these are; see `order.share` for how they share a round of batches.
+            ranks: how many these are; see `order.share` for how they share the mice.
             device: where training batches are handed out, copied there ahead; default the CPU.
 
         Raises:
@@ -98,6 +98,10 @@ class Recordings:
         }
         return cls(config, seed, sessions, statistics, transforms, frame_size, rank, ranks, device)
 
+    def served_by(self, rank: int) -> tuple[str, ...]:
+        """The mice that a rank trains."""
+        return share({mouse: known.neurons for mouse, known in self.mice.items()}, rank, self._ranks)
+
     def order(self, epoch: int) -> list[tuple[str, tuple[int, ...]]]:
         """Mouse and trials of every batch of an epoch, for all ranks together: a round of all mice after the other."""
         return training_order(self._seed, epoch, self._train, self._config.batch_size)
@@ -121,7 +125,7 @@ class Recordings:
 
         They lie on the device that the recordings were opened for.
 
-        With several ranks, this rank's part of each; batches of which it has none are left out.
+        With several ranks, those of this rank's mice.
 
         Args:
             epoch: any integer of its own.
@@ -204,7 +208,7 @@ class Recordings:
     def _open_training_reader(self, device: torch.device) -> Reader:
         """Brings trials to `device` from where `--cache_data` holds them, or from disk."""
         mode, workers = self._config.cache_data, self._config.num_workers
-        trials = {mouse: self._train[mouse] for mouse in self._share if self._train[mouse]}
+        trials = {mouse: self._train[mouse] for mouse in self.served if self._train[mouse]}
         compact = self._config.transfer == "compact"
         reader = partial(open_reader, self._config, self._transforms, device=device, compact=compact)
         if mode == "cpu":
@@ -222,9 +226,8 @@ class Recordings:
         return self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(trial))
 
     def _training_plans(self, epoch: int, first: int) -> Iterator[BatchPlan]:
-        for index, (mouse, whole) in enumerate(self.order(epoch)[first:], first):
-            trials = whole[self._share[mouse]] if mouse in self._share else ()
-            if not trials:
+        for index, (mouse, trials) in enumerate(self.order(epoch)[first:], first):
+            if mouse not in self.served:
                 continue
             visit = index // len(self.mice) // -(-self.train_sizes[mouse] // self._config.batch_size)
             samples = tuple(self._sample(epoch, mouse, trial, visit) for trial in trials)

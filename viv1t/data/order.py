@@ -96,35 +96,30 @@ def order_digest(seed: int, trial_ids_per_mouse: Mapping[str, Sequence[int]], ba
     return hashlib.blake2b(repr((seed, batch_size, crop_frame, mice)).encode(), digest_size=8).hexdigest()
 
 
-def share(mice: Sequence[str], batch_size: int, rank: int, ranks: int) -> dict[str, slice]:
-    """Which trials of every mouse's batch belong to one of several processes.
+def share(neurons: Mapping[str, int], rank: int, ranks: int) -> tuple[str, ...]:
+    """The mice that belong to one of several processes.
 
-    The trials of a round, one batch of every mouse, are laid end to end and cut into `ranks` equal runs: all processes
-    have the same work to within a trial, none is read twice, and a mouse stays with the same few processes. A batch
-    that is smaller than `batch_size` leaves its last places empty, so that a process may have no trial of it.
+    A mouse is not divided: its loss correlates over all trials of a batch, and its readout then lives in one place.
+    Every mouse has a batch in each round and the core costs the same for all, so processes get equal numbers of mice,
+    to within one, and mice with many neurons go where there are the fewest.
 
     Args:
-        mice: in the run's order.
-        batch_size: trials in a batch.
+        neurons: of every mouse, in the run's order.
         rank: of this process, from 0.
         ranks: number of processes.
 
     Returns:
-        Per mouse this process serves, the slice of its batches; mice of other processes are absent.
+        The mice of this process, in the run's order.
 
     Raises:
-        ConfigError: there are more processes than trials in a round.
+        ConfigError: there are more processes than mice.
     """
-    total = len(mice) * batch_size
-    if ranks > total:
+    if ranks > len(neurons):
         raise ConfigError(
-            f"{ranks} processes cannot share the {total} trials of an optimizer step ({len(mice)} mice, --batch_size "
-            f"{batch_size}): start at most {total}"
+            f"{ranks} processes cannot share {len(neurons)} mice, of which each belongs to one: start at most "
+            f"{len(neurons)}"
         )
-    first, last = rank * total // ranks, (rank + 1) * total // ranks
-    shares = {}
-    for i, mouse in enumerate(mice):
-        part = slice(max(0, first - i * batch_size), min(batch_size, last - i * batch_size))
-        if part.start < part.stop:
-            shares[mouse] = part
-    return shares
+    served: list[list[str]] = [[] for _ in range(ranks)]
+    for mouse in sorted(neurons, key=lambda mouse: -neurons[mouse]):
+        min(served, key=lambda mice: (len(mice), sum(neurons[m] for m in mice))).append(mouse)
+    return tuple(mouse for mouse in neurons if mouse in served[rank])

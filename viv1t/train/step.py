@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from viv1t.config import RunConfig
 from viv1t.criterion import criterion
 from viv1t.errors import DataError, TrainingError
 from viv1t.model.critic import Critic
 from viv1t.model.viv1t import ViV1T
+from viv1t.train.distributed import Ranks
 from viv1t.types import MAX_FRAMES, Batch
 
 
@@ -61,6 +62,10 @@ class NotFinite(TrainingError):
         self.place = place
 
 
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def _out_of_memory(error: BaseException) -> bool:
     # On a CPU PyTorch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
@@ -75,6 +80,7 @@ class Step:
         config: criterion, clipping and micro batches.
         train_sizes: training trials of each mouse, which scale its loss.
         critic: trained beside the model, which it leaves alone.
+        ranks: the processes that make steps together; each accumulates its own mice's batches.
     """
 
     def __init__(
@@ -84,13 +90,20 @@ class Step:
         config: RunConfig,
         train_sizes: Mapping[str, int],
         critic: Critic | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.optimizer, self.train_sizes, self.critic = model, optimizer, train_sizes, critic
         self.options = config.optimizer
         self.micro_batch_size = config.train.micro_batch_size
         self.parameters = list(model.parameters())
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
-        self._accumulated: list[tuple[str, Tensor]] = []
+        self._accumulated: list[tuple[str, str, Tensor]] = []
+        self.ranks = ranks or Ranks()
+        # What every process trains, what only this one does, and batch norm's statistics, which follow the batches.
+        everywhere = {id(p) for part in (model.core, critic) if part is not None for p in part.parameters()}
+        self._shared = [p for p in self.trained if id(p) in everywhere]
+        self._running = [b for name, b in model.core.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        self._own = [p for p in self.trained if id(p) not in everywhere]
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Adds the gradients of one mouse's batch, micro batch by micro batch; returns the loss, detached.
@@ -111,7 +124,7 @@ class Step:
             if not _out_of_memory(error):
                 raise
         else:
-            self._accumulated.append((trials, total))
+            self._accumulated.append((batch.mouse_id, trials, total))
             return total
         # Only here, where the error no longer keeps what had been computed.
         raise TrainingError(
@@ -138,24 +151,33 @@ class Step:
         Raises:
             NotFinite: a loss, which it names with mouse and trials, or a gradient. The weights are as they were.
         """
-        grads = [p.grad for p in self.trained if p.grad is not None]
-        gradient = torch.nn.utils.get_total_norm(grads)
+        mice, zero = self.model.mouse_ids, torch.zeros((), device=self._accumulated[0][2].device)
+        losses = dict.fromkeys(mice, zero)
+        for mouse_id, _, loss in self._accumulated:
+            losses[mouse_id] = losses[mouse_id] + loss
+        own = _norm(self._own).to(zero).square()
+        sums = self.ranks.sum_gradients(
+            self._shared, torch.stack([*losses.values(), zero + len(self._accumulated), own])
+        )
         # Looked at here and not mouse by mouse: a GPU is waited for once in a step.
-        values = torch.stack([*(loss for _, loss in self._accumulated), gradient.to(self._accumulated[0][1])])
-        *losses, size = values.tolist()
+        *values, count, own_square, shared = torch.cat((sums, _norm(self._shared).to(zero)[None])).tolist()
         advice = "look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
-        for place, ((trials, _), loss) in enumerate(zip(self._accumulated, losses, strict=True)):
-            if not math.isfinite(loss):
-                raise NotFinite(f"the loss of {trials}, is {loss}: the weights were not updated; {advice}", place)
-        if not math.isfinite(size):
-            raise NotFinite(f"the gradient's norm is {size}: the weights were not updated; {advice}")
+        trials = {mouse_id: words for mouse_id, words, _ in self._accumulated}
+        for place, (mouse_id, value) in enumerate(zip(mice, values, strict=True)):
+            if not math.isfinite(value):
+                name = trials.get(mouse_id, f"mouse {mouse_id}")
+                raise NotFinite(f"the loss of {name}, is {value}: the weights were not updated; {advice}", place)
+        if not math.isfinite(own_square + shared):
+            raise NotFinite(f"the gradient is not finite: the weights were not updated; {advice}")
         self._accumulated.clear()
         norm = None
         if self.options.grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.grad_norm)
+            norm = (_norm(list(self.model.core.parameters())).square() + sums[-1]).sqrt()
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return sum(losses) / len(losses), norm
+        self.ranks.average(self._running)
+        return sum(values) / count, norm
 
     def _losses(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor | None]:
         """The criterion of a (micro) batch, part of a whole batch of `batch_size` trials, and the critic's loss."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,7 +24,7 @@ from viv1t.data.reader import Batches
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.files import remove_leftovers, write_text
 from viv1t.model.critic import Critic, check_size
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.model.viv1t import Neurons, ViV1T, build_model, module_key
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
     Progressed,
@@ -35,6 +36,7 @@ from viv1t.train.checkpoint import (
     read_newest,
     write_checkpoint,
 )
+from viv1t.train.distributed import Ranks
 from viv1t.train.failure import attempt, dump
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.records import Records, write_evaluation
@@ -112,6 +114,7 @@ class Trainer:
         recordings: its data.
         run: its folder, locked by the caller.
         watch: hears of signals and stuck readers, if the caller has entered it.
+        ranks: the processes that train together. All do the same at the same time; the first alone writes.
 
     Attributes:
         epoch: the epochs that are finished.
@@ -126,6 +129,7 @@ class Trainer:
     recordings: Recordings
     run: RunFolder
     watch: Watch = field(default_factory=Watch)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -154,7 +158,7 @@ class Trainer:
         self.records = Records(self.run, list(self.recordings.mice))
         if train.compile:
             self.model.core.compile_blocks()
-        self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic)
+        self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic, self.ranks)
         entries = module_entries(self.modules)
         self._buffers = {
             name: value
@@ -188,13 +192,20 @@ class Trainer:
             CheckpointError: a checkpoint to go on or start from is damaged or does not fit.
             DataError: a trial of the tier validation is damaged, or too short to be scored.
         """
-        for folder in (self.run.path, self.run.last.parent):
-            remove_leftovers(folder)
-        if self.run.started and not self.config.train.clear_output_dir:
-            self._continue()
-            return
+        if self.ranks.first:
+            for folder in (self.run.path, self.run.last.parent):
+                remove_leftovers(folder)
+        anew = self.config.train.clear_output_dir or not self.run.started
+        anew, *_ = self.ranks.agree(anew and self.ranks.first)
+        with self.ranks.in_turn():
+            if anew:
+                self._start()
+            else:
+                self._continue()
+
+    def _start(self) -> None:
         # Training reaches these trials only after an epoch: better to know now.
-        for mouse_id in self.recordings.mice:
+        for mouse_id in self.recordings.served:
             for batch in self.recordings.trials(mouse_id, "validation"):
                 check_length([self.model], batch)
         if self.config.train.restore is not None:
@@ -202,6 +213,8 @@ class Trainer:
         pretrain = getattr(self.config.core, "pretrain", None)
         if pretrain is not None:
             self._restore(pretrain, "core.")
+        if not self.ranks.first:
+            return
         if self.config.train.clear_output_dir:
             self.run.clear()
         self.run.discard_results()
@@ -224,7 +237,7 @@ class Trainer:
             group["lr"] = lr
         self.records.read(self.epoch)
         self._saved = state.cursor
-        if path != self.run.last and self.run.last.is_file():
+        if self.ranks.first and path != self.run.last and self.run.last.is_file():
             # It must not become the save before the next one.
             self.run.last.replace(self.run.last.with_name("damaged.safetensors"))
         log.info("continuing %s after %s", self.run.path, self._where())
@@ -249,6 +262,10 @@ class Trainer:
         cursor = self.recordings.cursor(self.epoch + 1, self.batch)
         if cursor == self._saved:
             return
+        self._saved, self._steps_since, self._time_saved = cursor, 0, time.monotonic()
+        self._collect()
+        if not self.ranks.first:
+            return
         state = Progressed(
             cursor=cursor,
             losses=self.losses,
@@ -258,8 +275,15 @@ class Trainer:
         )
         entries = module_entries(self.modules) | self._before | optimizer_entries(self.modules, self.optimizer)
         write_checkpoint(self.run.last, entries, state.facts(), self.run.previous)
-        self._saved = cursor
-        self._steps_since, self._time_saved = 0, time.monotonic()
+
+    def _collect(self) -> None:
+        """Gives every process the readouts that others train, to be saved or gone back to."""
+        owned = {}
+        for rank in range(self.ranks.size):
+            keys = [module_key(mouse) for mouse in self.recordings.served_by(rank)]
+            parts = (self.model.readouts, self.model.shifters, self.model.modulators)
+            owned[rank] = [part[key] for part in parts for key in keys if key in part]
+        self.ranks.collect(owned, self.optimizer)
 
     def _load_best(self) -> None:
         entries, _ = read_checkpoint(self.run.best)
@@ -289,8 +313,9 @@ class Trainer:
         if self.finished:
             log.info("%s is finished after epoch %d", self.run.path, self.epoch)
         elif self.step.micro_batch_size == 0 and self.device.type == "cuda":
-            self.step.micro_batch_size = self._find_micro_batch()
-        with self.watch.saving(self._save_last):
+            self.step.micro_batch_size = self.ranks.least(self._find_micro_batch())
+        # Alone, the second thread can save as well; with others it would have to ask them.
+        with self.watch.saving(self._save_last if self.ranks.size == 1 else None):
             try:
                 while not self.finished:
                     began = time.monotonic()
@@ -300,7 +325,7 @@ class Trainer:
                         self._end_epoch(validation, time.monotonic() - began)
                     if after_epoch is not None:
                         after_epoch(self.records.rows[-1])
-                    self.watch.check()
+                    self._stop_or_save()
             except Interrupted:
                 with self.watch.changing:
                     self._save_last()
@@ -309,7 +334,8 @@ class Trainer:
         if self.run.best.is_file():
             self._load_best()
         final = self._validate()
-        write_evaluation(self.run, final)
+        if self.ranks.first:
+            write_evaluation(self.run, final)
         return final
 
     def _find_micro_batch(self) -> int:
@@ -342,24 +368,21 @@ class Trainer:
             for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
                 group["lr"] = lr * factor
         steps, done = self.recordings.batches_per_epoch // mice, self.batch // mice
-        show = self.config.train.verbose > 1
+        show = self.config.train.verbose > 1 and self.ranks.first
         progress = Progress(f"epoch {epoch}/{self.config.train.epochs}", steps, done=done, show=show)
         # Closed here, so that no thread goes on reading when training is interrupted.
         with closing(self.recordings.resume(self.recordings.cursor(epoch, self.batch))) as batches:
             for _ in range(done, steps):
                 self._train_step(epoch, batches)
                 progress.step(f"loss {self.losses[-1]:.1f}")
-                self.watch.check()
-                if self._save_due():
-                    with self.watch.changing:
-                        self._save_last()
+                self._stop_or_save()
         progress.close()
 
     def _train_step(self, epoch: int, batches: Batches) -> None:
         # Batch norm's statistics change with every batch, the weights only when all have been seen.
         self._before = {name: value.clone() for name, value in self._buffers.items()}
         mice = list(self.recordings.mice)
-        for i in range(len(mice)):
+        for i in map(mice.index, self.recordings.served):
             name = partial(self._name, epoch, self.batch + i)
             with self.watch.limit(self.config.train.reader_timeout, partial(self._stuck, name)):
                 batch = next(batches)
@@ -378,7 +401,8 @@ class Trainer:
     def _examined(self, error: NotFinite, epoch: int) -> TrainingError:
         """The error of a step that was not made, with its mouse and trials, once they are kept in the run folder."""
         with closing(self.recordings.train_batches(epoch, self.batch)) as batches:
-            for place, batch in zip(range(len(self.recordings.mice)), batches, strict=False):
+            places = map(list(self.recordings.mice).index, self.recordings.served)
+            for place, batch in zip(places, batches, strict=False):
                 if error.place is not None and place != error.place:
                     continue
                 for name, value in self._before.items():
@@ -398,11 +422,20 @@ class Trainer:
                     return TrainingError(f"{error}; {kept}")
                 trials = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}"
                 return TrainingError(f"{trials}, loss {loss:.6g}: {error}; {kept}")
+        if self.ranks.size > 1:
+            return TrainingError(f"{error}; not by this process's mice, {', '.join(self.recordings.served)}")
         return TrainingError(f"{error}; the same batches, tried again, were finite: look at the machine")
 
-    def _save_due(self) -> bool:
+    def _stop_or_save(self) -> None:
+        """Raises Interrupted if a process was told to stop; saves if it is time to, by the first one's clock."""
         steps, seconds = self.config.train.save_interval
-        return self._steps_since >= steps or time.monotonic() - self._time_saved >= seconds
+        due = self._steps_since >= steps or time.monotonic() - self._time_saved >= seconds
+        stop, due = self.ranks.agree(self.watch.signal > 0, due and self.ranks.first)
+        if stop:
+            raise Interrupted(self.watch.signal or signal.SIGTERM)
+        if due:
+            with self.watch.changing:
+                self._save_last()
 
     def _name(self, epoch: int, batch: int) -> str:
         mouse_id, trials = self.recordings.order(epoch)[batch]
@@ -415,19 +448,20 @@ class Trainer:
         )
 
     def _validate(self) -> Validation:
-        trials = sum(len(self.recordings.trial_ids(m, "validation")) for m in self.recordings.mice)
-        progress = Progress("validation", trials, "trials", show=self.config.train.verbose > 1)
+        trials = sum(len(self.recordings.trial_ids(m, "validation")) for m in self.recordings.served)
+        progress = Progress("validation", trials, "trials", show=self.config.train.verbose > 1 and self.ranks.first)
 
         def advance() -> None:
             progress.step()
-            self.watch.check()
+            if self.ranks.size == 1:  # others would wait for this one's scores
+                self.watch.check()
             restart()
 
         # The random readout draws in evaluation too.
         torch.manual_seed(self.config.train.seed)
         stuck = partial(self._stuck, lambda: "the next trial of the tier validation")
         with self.watch.limit(self.config.train.reader_timeout, stuck) as restart:
-            result = validate(self.model, self.recordings, self.config.optimizer, advance)
+            result = validate(self.model, self.recordings, self.config.optimizer, advance, self.ranks)
         progress.close()
         return result
 
@@ -437,8 +471,9 @@ class Trainer:
         self.epoch += 1
         self.batch, self.losses = 0, []
         self._schedule(validation)
-        self.records.add(self.epoch, loss, validation, self.optimizer.param_groups[0]["lr"], seconds)
-        self._report(loss, validation, seconds)
+        if self.ranks.first:
+            self.records.add(self.epoch, loss, validation, self.optimizer.param_groups[0]["lr"], seconds)
+            self._report(loss, validation, seconds)
         self._save_last()
 
     def _report(self, loss: float, validation: Validation, seconds: float) -> None:
@@ -461,6 +496,8 @@ class Trainer:
     def _schedule(self, validation: Validation) -> None:
         decision = self.schedule.step(validation.mean, self.epoch)
         if decision.save:
+            self._collect()
+        if decision.save and self.ranks.first:
             facts = {"epoch": self.epoch, "value": validation.mean}
             write_checkpoint(self.run.best, module_entries(self.modules), facts)
         if decision.restore and self.run.best.is_file():

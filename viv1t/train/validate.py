@@ -15,6 +15,7 @@ from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.viv1t import ViV1T
+from viv1t.train.distributed import Ranks
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
 
 
@@ -97,14 +98,28 @@ class Validation:
 
 
 def validate(
-    model: ViV1T, recordings: Recordings, options: OptimizerConfig, advance: Callable[[], None] | None = None
+    model: ViV1T,
+    recordings: Recordings,
+    options: OptimizerConfig,
+    advance: Callable[[], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Validation:
-    """Scores `model` on whole trials of the tier `validation`, with batch 1; `advance` is called after every trial."""
+    """Scores `model` on whole trials of the tier `validation`, with batch 1.
+
+    Args:
+        model: on any device.
+        recordings: its mice; processes that share them score those they serve.
+        options: the criterion.
+        advance: called after every trial.
+        ranks: the processes that share the mice; each gets all scores.
+    """
     training = model.training
     model.eval()
-    correlation, losses = {}, []
+    scores = torch.zeros(2, len(recordings.mice), dtype=torch.float64)
     try:
-        for mouse_id in recordings.mice:
+        for i, mouse_id in enumerate(recordings.mice):
+            if mouse_id not in recordings.served:
+                continue
             accumulator = CorrelationAccumulator()
             loss = 0.0
             for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation"):
@@ -121,8 +136,10 @@ def validate(
                 )
                 if advance is not None:
                     advance()
-            correlation[mouse_id] = float(accumulator.result().mean())
-            losses.append(loss)
+            scores[0, i], scores[1, i] = float(accumulator.result().mean()), loss
     finally:
         model.train(training)
-    return Validation(correlation, float(np.mean(losses)))
+    if ranks is not None:
+        scores = ranks.sum(scores)
+    correlation, losses = scores.tolist()
+    return Validation(dict(zip(recordings.mice, correlation, strict=True)), float(np.mean(losses)))

@@ -39,6 +39,7 @@ class Watch:
         self.signal = 0
         self._asked = 0.0
         self._raised = False
+        self._patient = False
         self._save: Callable[[], None] | None = None
         self._limit: tuple[float, Callable[[], Viv1tError]] | None = None
         self._before: dict[int, Any] = {}
@@ -70,14 +71,14 @@ class Watch:
             raise Interrupted(self.signal)
 
     @contextmanager
-    def saving(self, save: Callable[[], None]) -> Iterator[None]:
+    def saving(self, save: Callable[[], None] | None) -> Iterator[None]:
         """Meanwhile signals wait for `check`, and `save` may be called, between changes, by the second thread."""
-        self._save = save
+        self._save, self._patient = save, True
         try:
             yield
         finally:
             with self.changing:
-                self._save = None
+                self._save, self._patient = None, False
 
     @contextmanager
     def limit(self, seconds: float, error: Callable[[], Viv1tError]) -> Iterator[Callable[[], None]]:
@@ -99,7 +100,7 @@ class Watch:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
-        if self._save is None and not self._raised:
+        if not self._patient and not self._raised:
             self.check()
 
     def _note(self, number: int) -> None:

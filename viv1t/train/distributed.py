@@ -1,0 +1,181 @@
+"""Training on several GPUs: processes that torchrun starts, each with some of the mice, on one core.
+
+Every process has the whole model and trains the core on its own mice's batches; the core's gradients are added up over
+processes before each update, so that a step is the one a single process would make. A mouse belongs to one process,
+which alone trains its readout, shifter and modulator and keeps their moments. Process 0 writes the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from viv1t.errors import ConfigError, TrainingError
+
+TIMEOUT = timedelta(minutes=30)  # of one process for the others: statistics of ten mice may take a while
+
+
+class Ranks:
+    """The processes that train together; a single one unless `started` has joined others.
+
+    Attributes:
+        rank: number of this process.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size, self._device = rank, size, device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started the processes anew after a loss, with the command of the first start."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` added up over processes; every process must ask."""
+        if self.size == 1:
+            return values
+        total = values.to(self._device)
+        with _peers():
+            dist.all_reduce(total)
+        return total.to(values.device)
+
+    def agree(self, *wishes: bool) -> list[bool]:
+        """For each wish, whether any process has it; every process must ask."""
+        if self.size == 1:
+            return list(wishes)
+        return [bool(wish) for wish in self.sum(torch.tensor(wishes, dtype=torch.float32)).tolist()]
+
+    def least(self, value: int) -> int:
+        """The smallest of the processes' values; every process must ask."""
+        if self.size == 1:
+            return value
+        smallest = torch.tensor(value, device=self._device)
+        with _peers():
+            dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """What is inside is done by the first process, then by all others."""
+        if not self.first:
+            self._wait()
+        yield
+        if self.first:
+            self._wait()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], values: Tensor) -> Tensor:
+        """Adds up gradients over processes, in one exchange; a parameter without one in all of them stays so.
+
+        Args:
+            parameters: the same in every process.
+            values: (n,), added up too.
+
+        Returns:
+            The sum of `values`.
+        """
+        if self.size == 1:
+            return values
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        there = values.new_tensor([float(p.grad is not None) for p in parameters])
+        flat = self.sum(torch.cat([values, there, *(grad.flatten() for grad in grads)]))
+        values, there, *sums = flat.split([len(values), len(there), *(p.numel() for p in parameters)])
+        for parameter, gradient, anywhere in zip(parameters, sums, there.tolist(), strict=True):
+            if anywhere:
+                parameter.grad = gradient.view_as(parameter)
+        return values
+
+    def average(self, buffers: Sequence[Tensor]) -> None:
+        """Makes buffers the mean of what they are in all processes."""
+        if self.size > 1 and buffers:
+            means = self.sum(torch.cat([b.flatten() for b in buffers])) / self.size
+            for buffer, part in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+    def collect(self, owned: Mapping[int, Sequence[nn.Module]], optimizer: torch.optim.Optimizer) -> None:
+        """Gives every process the parameters, their moments and the buffers of modules as their owner has them.
+
+        Args:
+            owned: modules by the process that trains them.
+            optimizer: AdamW over their parameters.
+        """
+        if self.size == 1:
+            return
+        for owner, modules in owned.items():
+            parameters = [p for module in modules for p in module.parameters()]
+            states = [optimizer.state.get(p) or _no_moments(p) for p in parameters]
+            moments = [state[key] for state in states for key in ("step", "exp_avg", "exp_avg_sq")]
+            tensors = [*(p.data for p in parameters), *moments, *(b for m in modules for b in m.buffers())]
+            if not tensors:
+                continue
+            flat = torch.cat([t.flatten().to(self._device, torch.float32) for t in tensors])
+            with _peers():
+                dist.broadcast(flat, src=owner)
+            if owner == self.rank:
+                continue
+            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+            for parameter, state in zip(parameters, states, strict=True):
+                if state["step"]:
+                    optimizer.state[parameter] = state
+
+    def _wait(self) -> None:
+        if self.size > 1:
+            with _peers():
+                dist.barrier()
+
+
+def _no_moments(parameter: nn.Parameter) -> dict[str, Tensor]:
+    zeros = torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=zeros.device if zeros.is_cuda else "cpu"), "exp_avg": zeros,
+            "exp_avg_sq": zeros.clone()}  # fmt: skip
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Says in one line that another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TrainingError(
+            f"another process of this run has ended, or cannot be reached ({reason}); started again, the run goes on "
+            "from its last save"
+        ) from error
+
+
+@contextmanager
+def started(device: torch.device) -> Iterator[Ranks]:
+    """Joins the processes that torchrun has started, if it has.
+
+    Args:
+        device: where tensors are exchanged; this process's own GPU.
+
+    Raises:
+        ConfigError: torchrun's variables are there, but PyTorch cannot join.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"joining {size} processes failed: {str(error).splitlines()[0]}") from error
+    try:
+        yield Ranks(dist.get_rank(), size, device)
+    finally:
+        dist.destroy_process_group()
