@@ -71,7 +71,7 @@ def test_a_gradient_that_is_not_finite_names_mouse_and_trials(
     before = last(run)
     with monkeypatch.context() as patch:
         nan_gradient(patch, "G", once=False)
-        with pytest.raises(TrainingError, match=r"mouse G, trials \d+, \d+, loss \d.*the gradient's norm is nan"):
+        with pytest.raises(TrainingError, match=r"mouse G, trials \d+, \d+, loss \d.*the gradient is not finite"):
             train(mice, run)
         facts = json.loads((run / "failure" / "failure.json").read_text())
         assert facts["mouse_id"] == "G"

@@ -3,21 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from viv1t.errors import CheckpointError
+from viv1t.errors import CheckpointError, TrainingError
 from viv1t.files import write_text
 from viv1t.train.checkpoint import load_module_entries, read_checkpoint, write_checkpoint
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.run_folder import RunFolder
-from viv1t.train.step import Step
+from viv1t.train.step import NotFinite, Step
 from viv1t.types import Batch
 
 _TENSORS = ("video", "response", "behavior", "pupil_center", "frames")
+
+
+class Attempt(NamedTuple):
+    """A batch of a step to be tried again: its place among the step's, and the seed of its noise."""
+
+    place: int
+    batch: Batch
+    seed: int
+
+
+def examine(
+    error: NotFinite,
+    step: Step,
+    attempts: Iterable[Attempt],
+    run: RunFolder,
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> TrainingError:
+    """Finds the batch that an error is about, and keeps it.
+
+    Args:
+        error: what ended the step.
+        step: its weights as before.
+        attempts: the step's batches, those of this process, again.
+        run: where the batch is kept.
+        state: of the modules, before the step.
+        facts: also kept.
+
+    Returns:
+        The error, naming mouse and trials, and what was kept.
+    """
+    for place, batch, seed in attempts:
+        if error.place not in (None, place):
+            continue
+        loss, names = attempt(step, batch, seed)
+        if error.place is None and math.isfinite(loss) and not names:
+            continue
+        about = {
+            "seed": seed, "loss": loss, "not_finite": names, "error": str(error),
+            "train_sizes": dict(step.train_sizes), "micro_batch_size": step.micro_batch_size,
+        }  # fmt: skip
+        dump(run, batch, state, about | dict(facts))
+        words = str(error)
+        if error.place is None:
+            words = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}, loss {loss:.6g}: {error}"
+        return TrainingError(f"{words}; what is needed to see it again is in {run.failure}")
+    if step.ranks.size > 1:
+        return TrainingError(f"{error}; another process has the mouse")
+    return TrainingError(f"{error}; the same batches, tried again, were finite: look at the machine")
 
 
 def attempt(step: Step, batch: Batch, seed: int) -> tuple[float, list[str]]:
@@ -25,7 +75,7 @@ def attempt(step: Step, batch: Batch, seed: int) -> tuple[float, list[str]]:
 
     No weight is changed, and no gradient is left.
     """
-    step.optimizer.zero_grad(set_to_none=True)
+    step.forget()
     torch.manual_seed(seed)
     loss = float(step.accumulate(batch))
     names = {p: name for name, p in step.model.named_parameters()}

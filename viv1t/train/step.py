@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config import RunConfig
+from viv1t.config import DataConfig, RunConfig
 from viv1t.criterion import criterion
 from viv1t.errors import DataError, TrainingError
 from viv1t.model.critic import Critic
@@ -52,6 +52,21 @@ def _joined(series: list[Tensor]) -> Tensor:
 def _backward(loss: Tensor) -> None:
     if loss.requires_grad:  # the random readout leaves nothing to train
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+def largest_batch(model: ViV1T, data: DataConfig) -> Batch:
+    """A batch of zeros, on the CPU, as large as any of a run will be: of the mouse with the most neurons."""
+    mouse_id = max(model.neurons, key=lambda m: model.neurons[m])
+    count, frames = data.batch_size, data.crop_frame if data.crop_frame > 0 else MAX_FRAMES
+    return Batch(
+        mouse_id=mouse_id,
+        trial_ids=tuple(range(count)),
+        video=torch.zeros(count, 1, frames, *model.frame_size),
+        response=torch.zeros(count, model.neurons[mouse_id], frames),
+        behavior=torch.zeros(count, 2, frames),
+        pupil_center=torch.zeros(count, 2, frames),
+        frames=torch.full((count,), frames),
+    )
 
 
 class NotFinite(TrainingError):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
+from viv1t.config import CriticConfig, RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.files import remove_leftovers, write_text
 from viv1t.model.critic import Critic, check_size
-from viv1t.model.viv1t import Neurons, ViV1T, build_model, module_key
+from viv1t.model.viv1t import module_key
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
     Progressed,
@@ -37,15 +36,16 @@ from viv1t.train.checkpoint import (
     write_checkpoint,
 )
 from viv1t.train.distributed import Ranks
-from viv1t.train.failure import attempt, dump
+from viv1t.train.failure import Attempt, examine
+from viv1t.train.new_model import new_model, summary
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
-from viv1t.train.step import NotFinite, Step
+from viv1t.train.step import NotFinite, Step, largest_batch
 from viv1t.train.validate import Validation, check_every_frame, check_length, validate
 from viv1t.train.watch import Watch
-from viv1t.types import MAX_FRAMES, Batch
+from viv1t.types import MAX_FRAMES
 
 log = logging.getLogger("viv1t.train")
 
@@ -70,29 +70,6 @@ def noise_seed(seed: int, epoch: int, batch: int) -> int:
     """The seed of one batch's noise: a run that goes on draws what an uninterrupted one would, in any division."""
     digest = hashlib.blake2b(f"noise {seed} {epoch} {batch}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
-    """A freshly initialised model for the recordings' mice, drawn from the run's seed."""
-    mice = {}
-    for mouse_id, mouse in recordings.mice.items():
-        needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
-        mean = torch.from_numpy(recordings.mean_response(mouse_id)) if needs_mean else None
-        mice[mouse_id] = Neurons(mouse.neurons, torch.from_numpy(mouse.coordinates).float(), mean)
-    torch.manual_seed(config.train.seed)
-    return build_model(config, mice, recordings.frame_size)
-
-
-def summary(model: ViV1T) -> str:
-    """Modules and parameter counts, for `model.txt`."""
-    lines = [str(model), ""]
-    parts: list[tuple[str, torch.nn.Module]] = [("core", model.core)]
-    for group in ("shifters", "readouts", "modulators"):
-        parts += [(f"{group}.{mouse}", module) for mouse, module in getattr(model, group).items()]
-    counts = [(name, sum(p.numel() for p in module.parameters())) for name, module in parts]
-    lines += [f"{name:<40} {count:>12,}" for name, count in counts]
-    lines.append(f"{'trainable parameters':<40} {sum(n for _, n in counts):>12,}")
-    return "\n".join(lines) + "\n"
 
 
 def check_trainable(config: RunConfig) -> None:
@@ -313,7 +290,7 @@ class Trainer:
         if self.finished:
             log.info("%s is finished after epoch %d", self.run.path, self.epoch)
         elif self.step.micro_batch_size == 0 and self.device.type == "cuda":
-            self.step.micro_batch_size = self.ranks.least(self._find_micro_batch())
+            self.step.micro_batch_size = self._find_micro_batch()
         # Alone, the second thread can save as well; with others it would have to ask them.
         with self.watch.saving(self._save_last if self.ranks.size == 1 else None):
             try:
@@ -339,23 +316,12 @@ class Trainer:
         return final
 
     def _find_micro_batch(self) -> int:
-        """The largest micro batch that fits, for the mouse with the most neurons."""
-        mouse_id = max(self.model.neurons, key=lambda m: self.model.neurons[m])
-        count = self.config.data.batch_size
-        frames = self.config.data.crop_frame if self.config.data.crop_frame > 0 else MAX_FRAMES
-        batch = Batch(
-            mouse_id=mouse_id,
-            trial_ids=tuple(range(count)),
-            video=torch.zeros(count, 1, frames, *self.model.frame_size),
-            response=torch.zeros(count, self.model.neurons[mouse_id], frames),
-            behavior=torch.zeros(count, 2, frames),
-            pupil_center=torch.zeros(count, 2, frames),
-            frames=torch.full((count,), frames),
-        )
+        """The largest micro batch that fits in every process's memory, for the mouse with the most neurons."""
         self.model.train()
-        size = self.step.find_micro_batch(batch.to(self.device))
-        if size < count:
-            log.info("batches of %d are taken %d trials at a time, to fit in the GPU's memory", count, size)
+        batch = largest_batch(self.model, self.config.data)
+        size = self.ranks.least(self.step.find_micro_batch(batch.to(self.device)))
+        if size < len(batch):
+            log.info("batches of %d are taken %d trials at a time, to fit in the GPU's memory", len(batch), size)
         return size
 
     def _train_epoch(self) -> None:
@@ -399,32 +365,19 @@ class Trainer:
         self._steps_since += 1
 
     def _examined(self, error: NotFinite, epoch: int) -> TrainingError:
-        """The error of a step that was not made, with its mouse and trials, once they are kept in the run folder."""
-        with closing(self.recordings.train_batches(epoch, self.batch)) as batches:
+        """The error of a step that was not made, once its batch and the state before it are kept in the run folder."""
+
+        def again() -> Iterator[Attempt]:
             places = map(list(self.recordings.mice).index, self.recordings.served)
-            for place, batch in zip(places, batches, strict=False):
-                if error.place is not None and place != error.place:
-                    continue
-                for name, value in self._before.items():
-                    self._buffers[name].copy_(value)
-                seed = noise_seed(self.config.train.seed, epoch, self.batch + place)
-                loss, names = attempt(self.step, batch.to(self.device), seed)
-                if error.place is None and math.isfinite(loss) and not names:
-                    continue
-                facts = {
-                    "epoch": epoch, "step": self.batch // len(self.recordings.mice) + 1, "seed": seed, "loss": loss,
-                    "not_finite": names, "error": str(error), "train_sizes": self.recordings.train_sizes,
-                    "micro_batch_size": self.step.micro_batch_size,
-                }  # fmt: skip
-                dump(self.run, batch, module_entries(self.modules) | self._before, facts)
-                kept = f"what is needed to see it again is in {self.run.failure}"
-                if error.place is not None:
-                    return TrainingError(f"{error}; {kept}")
-                trials = f"mouse {batch.mouse_id}, trials {', '.join(map(str, batch.trial_ids))}"
-                return TrainingError(f"{trials}, loss {loss:.6g}: {error}; {kept}")
-        if self.ranks.size > 1:
-            return TrainingError(f"{error}; not by this process's mice, {', '.join(self.recordings.served)}")
-        return TrainingError(f"{error}; the same batches, tried again, were finite: look at the machine")
+            with closing(self.recordings.train_batches(epoch, self.batch)) as batches:
+                for place, batch in zip(places, batches, strict=False):
+                    for name, value in self._before.items():
+                        self._buffers[name].copy_(value)
+                    seed = noise_seed(self.config.train.seed, epoch, self.batch + place)
+                    yield Attempt(place, batch.to(self.device), seed)
+
+        facts = {"epoch": epoch, "step": self.batch // len(self.recordings.mice) + 1}
+        return examine(error, self.step, again(), self.run, module_entries(self.modules) | self._before, facts)
 
     def _stop_or_save(self) -> None:
         """Raises Interrupted if a process was told to stop; saves if it is time to, by the first one's clock."""

@@ -1,0 +1,32 @@
+"""The model that a run starts with."""
+
+from __future__ import annotations
+
+import torch
+
+from viv1t.config import Gaussian2dConfig, RunConfig
+from viv1t.data.loader import Recordings
+from viv1t.model.viv1t import Neurons, ViV1T, build_model
+
+
+def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
+    """A freshly initialised model for the recordings' mice, drawn from the run's seed."""
+    mice = {}
+    for mouse_id, mouse in recordings.mice.items():
+        needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
+        mean = torch.from_numpy(recordings.mean_response(mouse_id)) if needs_mean else None
+        mice[mouse_id] = Neurons(mouse.neurons, torch.from_numpy(mouse.coordinates).float(), mean)
+    torch.manual_seed(config.train.seed)
+    return build_model(config, mice, recordings.frame_size)
+
+
+def summary(model: ViV1T) -> str:
+    """Modules and parameter counts, for `model.txt`."""
+    lines = [str(model), ""]
+    parts: list[tuple[str, torch.nn.Module]] = [("core", model.core)]
+    for group in ("shifters", "readouts", "modulators"):
+        parts += [(f"{group}.{mouse}", module) for mouse, module in getattr(model, group).items()]
+    counts = [(name, sum(p.numel() for p in module.parameters())) for name, module in parts]
+    lines += [f"{name:<40} {count:>12,}" for name, count in counts]
+    lines.append(f"{'trainable parameters':<40} {sum(n for _, n in counts):>12,}")
+    return "\n".join(lines) + "\n"
