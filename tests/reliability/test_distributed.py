@@ -123,7 +123,9 @@ def test_twenty_lost_processes(mice: Path, tmp_path: Path) -> None:
         launcher.send_signal(signal.SIGTERM)
         launcher.wait(60)
     finally:
-        launcher.kill()
+        for pid in [*workers(launcher.pid), launcher.pid] if launcher.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+        launcher.wait()
     epochs = [int(row["epoch"]) for row in metrics(run)]
     assert epochs == list(range(1, len(epochs) + 1))
 

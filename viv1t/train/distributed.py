@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from viv1t.errors import ConfigError, TrainingError
 
-TIMEOUT = timedelta(minutes=30)  # of one process for the others: statistics of ten mice may take a while
+JOINING = timedelta(minutes=1)  # torchrun starts all anew if they do not find each other
+WAITING = timedelta(minutes=30)  # of one process for the others: statistics of ten mice may take a while
 
 
 class Ranks:
@@ -172,7 +173,8 @@ def started(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=JOINING)
+        dist.distributed_c10d._set_pg_timeout(WAITING)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"joining {size} processes failed: {str(error).splitlines()[0]}") from error
     try:

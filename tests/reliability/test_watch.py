@@ -1,0 +1,71 @@
+"""The watch by itself: which signals it answers, and when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from viv1t.errors import Interrupted
+from viv1t.train.watch import Watch
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_with_nothing_to_save_a_signal_ends_at_once_and_a_second_is_harmless(number: int, status: int) -> None:
+    with Watch() as watch:
+        with pytest.raises(Interrupted) as end:
+            send(number)
+        assert end.value.exit_code == status
+        assert isinstance(end.value, KeyboardInterrupt)
+        send(signal.SIGINT)
+        assert watch.signal == number
+
+
+def test_while_saving_is_possible_a_signal_waits_for_the_check() -> None:
+    saved: list[int] = []
+    with Watch() as watch, watch.saving(lambda: saved.append(1)):
+        watch.check()
+        send(signal.SIGTERM)
+        send(signal.SIGINT)  # only the first counts
+        with pytest.raises(Interrupted) as end:
+            watch.check()
+    assert end.value.exit_code == 143
+    assert saved == []  # the second thread had no reason to
+
+
+def test_handlers_are_put_back_and_threads_end() -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], threading.active_count()
+    with Watch():
+        assert signal.getsignal(signal.SIGTERM) != before[0][1]
+    assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], threading.active_count()) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_another_thread_may_train_without_signals() -> None:
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Watch() as watch, watch.saving(lambda: None), watch.limit(60, lambda: Interrupted(2)):  # type: ignore
+                watch.check()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []
+
+
+def test_no_limit_ends_nothing() -> None:
+    with Watch() as watch, watch.limit(0, lambda: Interrupted(2)) as restart:  # type: ignore
+        time.sleep(0.6)
+        restart()
