@@ -163,7 +163,7 @@ def test_a_damaged_cache_of_statistics_is_made_anew(mouse: Path, tmp_path: Path,
 def zipped(mouse: Path, extra: Callable[[zipfile.ZipFile], Any] | None = None) -> Path:
     """The session as an archive in its place."""
     target = mouse.with_name(mouse.name + ".zip")
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(target, "w") as file:
         for path in sorted(mouse.rglob("*.npy")):
             file.write(path, f"{mouse.name}/{path.relative_to(mouse)}")
         if extra is not None:
@@ -189,9 +189,7 @@ def spoil(path: Path) -> None:
 
 
 def bomb(file: zipfile.ZipFile) -> None:
-    with file.open(f"{NAME}/data/videos/9.npy", "w", force_zip64=True) as entry:
-        for _ in range(30):
-            entry.write(bytes(1 << 20))
+    file.writestr(f"{NAME}/data/videos/9.npy", bytes(30 << 20), zipfile.ZIP_DEFLATED)
 
 
 ARCHIVES: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -216,7 +214,7 @@ def test_archives(
     damage, message = ARCHIVES[kind]
     if kind == "bomb":  # a small one
         monkeypatch.setattr(archive, "RATIO_FREE", 1 << 20)
-        monkeypatch.setattr(archive, "MAX_RATIO", 4)
+        monkeypatch.setattr(archive, "MAX_RATIO", 1)
     damage(mouse)
     line = one_line(train.main, command(mouse, tmp_path), capsys, 1)
     assert_matches(message, line)
@@ -333,7 +331,7 @@ YAML: dict[str, tuple[str | bytes, str]] = {
     "a bomb of aliases": (LAUGHS, "aliases stand for more than"),
     "a bomb of merges": (MERGES, "aliases stand for more than"),
     "itself": ("a: &a [*a]\n", "contains itself"),
-    "too deep": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "too deep": ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     "too much": ("a: " + "x" * (1 << 20), "more than 1048576 bytes"),
     "no text": (b"\xff\xfe\x00\x01", "not readable as YAML"),
     "a number of 10,000 digits": ("lr: " + "1" * 10_000, "not readable as YAML"),

@@ -70,7 +70,8 @@ def stop(process: subprocess.Popen[str], number: int, delay: float = 0.0) -> tup
     return err, time.monotonic() - asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_step_longer_than_five_seconds_is_not_waited_for(mice: Path, tmp_path: Path, number: int) -> None:
     with start("deaf()", words(mice, tmp_path / "run")) as process:
         err, _ = stop(process, number)

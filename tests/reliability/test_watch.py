@@ -41,6 +41,26 @@ def test_while_saving_is_possible_a_signal_waits_for_the_check() -> None:
     assert saved == []  # the second thread had no reason to
 
 
+def test_a_step_that_takes_too_long_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second thread saves and ends the process; here, it only says so."""
+    ended: list[int] = []
+    saved: list[int] = []
+    monkeypatch.setattr("viv1t.train.watch.os._exit", ended.append)
+    monkeypatch.setattr("viv1t.train.watch.GRACE", 0.1)
+    with Watch() as watch, watch.saving(lambda: saved.append(len(ended))):
+        with watch.changing:  # nothing is saved while the state changes
+            send(signal.SIGTERM)
+            time.sleep(0.7)
+            assert saved == ended == []
+        while not ended:
+            time.sleep(0.01)
+    assert ended[0] == 143
+    assert saved[0] == 0  # before the end
+    assert capsys.readouterr().err.endswith(": interrupted; saved before the step that was under way\n")
+
+
 def test_handlers_are_put_back_and_threads_end() -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], threading.active_count()
     with Watch():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from test_resume import results
 from test_saves import largest_file
 from tiny_runs import as_arguments, options, train
 
+from viv1t.data.loader import Recordings
+from viv1t.data.reader import Batches
 from viv1t.data.session import Session
 from viv1t.errors import CheckpointError, DataError, TrainingError
 from viv1t.train.checkpoint import read_checkpoint
@@ -173,6 +179,30 @@ def test_a_file_that_cannot_be_read_any_more(own_mice: Path, tmp_path: Path, mon
     assert results(run) == results(tmp_path / "whole")
 
 
+def test_a_reader_that_takes_too_long(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread waits for a batch; the second ends the process: here, lets it go on."""
+    ended: list[int] = []
+    monkeypatch.setattr("viv1t.train.watch.os._exit", ended.append)
+    batches = Recordings.train_batches
+
+    def slow(self: Recordings, epoch: int, first: int = 0) -> Batches:
+        for batch in batches(self, epoch, first):
+            while not ended:
+                time.sleep(0.01)
+            yield batch
+
+    monkeypatch.setattr(Recordings, "train_batches", slow)
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        train(mice, tmp_path / "run", reader_timeout=1, epochs=1)
+    assert ended[0] == 1
+    assert re.search(
+        rf"error: mouse F, trials \d, \d: not read within 1 s \(--reader_timeout\); .*{mice}; saved before the step",
+        err.getvalue(),
+    )
+    previous = read_checkpoint(tmp_path / "run" / "ckpt" / "previous.safetensors")[1]["cursor"]
+    assert (previous["epoch"], previous["batch"]) == (1, 0)
+
+
 # After the first step, the files of mouse F turn into pipes that nobody writes to: a disk that has gone away.
 STUCK = """
 import os, sys
@@ -193,11 +223,11 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tier", "words_of_it"),
-    [("train", "mouse F, trials "),
-     pytest.param("validation", "the next trial of the tier validation", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [("train", "mouse F, trials "), ("validation", "the next trial of the tier validation")],
+)
 def test_a_stuck_reader_ends_in_time(own_mice: Path, tmp_path: Path, tier: str, words_of_it: str) -> None:
     words = as_arguments(options(own_mice, tmp_path / "run", reader_timeout=1, epochs=50, verbose=None))
     session = Session.open(own_mice / SENSORIUM_SESSIONS["F"], "F")
