@@ -29,7 +29,7 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     folder = RunFolder(config.train.output_dir)
     device = best_device(config.train.device)
     with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
-        if ranks.restarted:
+        if config.train.clear_output_dir and not ranks.may_clear():
             config = replace(config, train=replace(config.train, clear_output_dir=False))
         with folder.locked() if ranks.first else nullcontext():
             if ranks.first:

@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from viv1t.errors import ConfigError, TrainingError
 
@@ -38,10 +39,18 @@ class Ranks:
         """Whether this process writes."""
         return self.rank == 0
 
-    @property
-    def restarted(self) -> bool:
-        """Whether torchrun has started the processes anew after a loss, with the command of the first start."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    def may_clear(self) -> bool:
+        """Whether this is the first start by torchrun: after a loss it gives the same command, and nothing is to go.
+
+        Raises:
+            ConfigError: there are several machines, which cannot tell.
+        """
+        if self.size > 1 and _machines() > 1:
+            raise ConfigError(
+                "--clear_output_dir with several machines would delete the run whenever torchrun starts it anew: leave "
+                "the option out, and choose another --output_dir or delete the old one by hand"
+            )
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` added up over processes; every process must ask."""
@@ -156,6 +165,10 @@ def _peers() -> Iterator[None]:
         ) from error
 
 
+def _machines() -> int:
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def started(device: torch.device) -> Iterator[Ranks]:
     """Joins the processes that torchrun has started, if it has.
@@ -173,7 +186,14 @@ def started(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=JOINING)
+        store, rank, size = next(rendezvous("env://", timeout=JOINING))
+        if _machines() == 1:
+            # torchrun keeps its store over restarts, with the addresses of processes that are gone
+            # (pytorch/pytorch#135712). Machines count restarts each for themselves: see the README for those.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=JOINING)
         dist.distributed_c10d._set_pg_timeout(WAITING)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"joining {size} processes failed: {str(error).splitlines()[0]}") from error
