@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.baseline.loader import Pread, PublishedLoader, SpdlLoader, TunedLoader
+from benchmarks.baseline.loader import DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
 from benchmarks.harness import Report, available_bytes, seconds, torch_threads
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
@@ -38,6 +38,8 @@ LOADERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 if importlib.util.find_spec("spdl"):
     LOADERS["peer:spdl"] = SpdlLoader
+if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+    LOADERS["peer:dali"] = DaliLoader
 VARIANTS = ("viv1t", *LOADERS)
 CASES = ("raw", "packed")
 

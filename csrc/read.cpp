@@ -11,6 +11,7 @@
 
 #include "convert.h"
 #include "npy.h"
+#include "transpose.h"
 
 namespace viv1t {
 
@@ -19,7 +20,8 @@ using std::int64_t;
 namespace {
 
 constexpr int64_t kStagingBytes = 256 << 10;  // stays in the second-level cache
-constexpr int64_t kTile = 16;                 // floats of a cache line: the width of a transposed strip
+constexpr int64_t kStrip = 32;                // rows that are transposed together: their frames stay in the first-level cache
+constexpr int64_t kStagedFrames = 320;        // of all rows, staged together
 constexpr int64_t kLongRow = 64 << 10;        // bytes of a row from which only the frames wanted are read
 
 template <class T> T* grown(std::vector<T>& scratch, int64_t size) {
@@ -76,8 +78,7 @@ private:
 };
 
 // Where the output's elements lie and what is done to them. The output is (outer, inner) with the inner axis contiguous:
-// (frames, rows) or (rows, frames). Values are put as floats at `floats`, then finished; elements of fewer bytes are made
-// of a line of floats kept in `line`.
+// (frames, rows) or (rows, frames).
 class Reader::Output {
 public:
     Output(const Read& read, std::vector<float>& line) : read_(read), item_(static_cast<int64_t>(item_size(read.element))) {
@@ -103,49 +104,20 @@ public:
         return static_cast<std::byte*>(read_.out) + (outer * pitch_ + inner) * item_;
     }
 
-    float* floats(int64_t outer, int64_t inner) const {
-        return line_ ? line_ : reinterpret_cast<float*>(at(outer, inner));
-    }
-
-    // Checks, transforms and stores the `count` elements that lie at `floats` as read from the file.
-    void finish(int64_t outer, int64_t inner, int64_t count) {
-        float* x = floats(outer, inner);
-        int odd = 0;
-        for (int64_t i = 0; i < count; ++i) odd |= !finite(x[i]);
-        if (odd) throw std::runtime_error("NaN or infinity" + where(outer, inner, std::find_if_not(x, x + count, finite) - x));
+    // Checks and transforms `count` elements as read from the file, and stores them. `x` may be where they are stored.
+    void finish(const float* x, int64_t outer, int64_t inner, int64_t count) const {
         const int64_t table = outer * table_pitch_ + (one_value_ ? 0 : inner);
-        if (subtract_) {
-            const float* s = subtract_ + table;
-            if (one_value_)
-                for (int64_t i = 0; i < count; ++i) x[i] -= *s;
-            else
-                for (int64_t i = 0; i < count; ++i) x[i] -= s[i];
-        }
-        if (scale_) {
-            const float* s = scale_ + table;
-            if (one_value_)
-                for (int64_t i = 0; i < count; ++i) x[i] *= *s;
-            else
-                for (int64_t i = 0; i < count; ++i) x[i] *= s[i];
-        }
+        const float* const subtract = subtract_ ? subtract_ + table : nullptr;
+        const float* const scale = scale_ ? scale_ + table : nullptr;
+        float* const y = line_ ? line_ : reinterpret_cast<float*>(at(outer, inner));
+        const bool all_finite = one_value_ ? transform<true>(x, subtract, scale, y, count) : transform<false>(x, subtract, scale, y, count);
+        if (!all_finite) throw std::runtime_error("NaN or infinity" + where(outer, inner, x == y ? 0 : std::find_if_not(x, x + count, finite) - x));
         if (read_.element == Element::bf16) {
-            store_bf16(x, at(outer, inner), count);
+            store_bf16(y, at(outer, inner), count);
         } else if (read_.element == Element::u8) {
-            const int64_t stored = store_u8(x, at(outer, inner), count);
+            const int64_t stored = store_u8(y, at(outer, inner), count);
             if (stored < count)
-                throw std::runtime_error(std::to_string(x[stored]) + where(outer, inner, stored) + ", which uint8 cannot hold");
-        }
-    }
-
-    // Takes strip[a * strip_pitch + b] to (outer0 + b, inner0 + a) for a < width <= kTile, b < count, and finishes it.
-    void finish_transposed(const float* strip, int64_t strip_pitch, int64_t outer0, int64_t inner0, int64_t width, int64_t count) {
-        for (int64_t b = 0; b < count; ++b) {
-            float* x = floats(outer0 + b, inner0);
-            if (width == kTile)
-                for (int64_t a = 0; a < kTile; ++a) x[a] = strip[a * strip_pitch + b];
-            else
-                for (int64_t a = 0; a < width; ++a) x[a] = strip[a * strip_pitch + b];
-            finish(outer0 + b, inner0, width);
+                throw std::runtime_error(std::to_string(y[stored]) + where(outer, inner, stored) + ", which uint8 cannot hold");
         }
     }
 
@@ -161,6 +133,27 @@ public:
 private:
     std::string where(int64_t outer, int64_t inner, int64_t ahead) const {
         return " at frame " + std::to_string(read_.first_frame + (read_.out_frames_first ? outer : inner + ahead));
+    }
+
+    // y = (x - subtract) * scale; returns whether all x are finite.
+    template <bool kOneValue>
+    static bool transform(const float* x, const float* subtract, const float* scale, float* y, int64_t count) {
+        int odd = 0;
+        const auto loop = [&](auto value) {
+            for (int64_t i = 0; i < count; ++i) {
+                odd |= !finite(x[i]);
+                y[i] = value(x[i], kOneValue ? 0 : i);
+            }
+        };
+        if (subtract && scale)
+            loop([=](float v, int64_t i) { return (v - subtract[i]) * scale[i]; });
+        else if (subtract)
+            loop([=](float v, int64_t i) { return v - subtract[i]; });
+        else if (scale)
+            loop([=](float v, int64_t i) { return v * scale[i]; });
+        else
+            loop([](float v, int64_t) { return v; });
+        return !odd;
     }
 
     const Read& read_;
@@ -179,6 +172,7 @@ struct Reader::Source {
     bool frames_first = false;    // each frame's rows lie together
     bool pixels_turned = false;   // ... in the order (W, H)
     bool as_is = false;           // its bytes are those of the output, until they are finished
+    bool floats = false;          // its elements are float32 of this machine
     Convert convert = nullptr;
 
     std::uint64_t offset(int64_t element) const { return start + static_cast<std::uint64_t>(element * item); }
@@ -207,9 +201,9 @@ Reader::Source Reader::locate(const Read& read, const NpyHeader& header) {
         source.frames_first = true;
         source.pixels_turned = read.rows.size() == 2;
     }
-    const bool same = read.element == Element::f32 ? header.dtype == Dtype::f32 && !needs_swap(header)
-                                                   : read.element == Element::u8 && header.dtype == Dtype::u8 && read.transform.none();
-    source.as_is = same && !source.pixels_turned;
+    source.floats = header.dtype == Dtype::f32 && !needs_swap(header);
+    const bool bytes = header.dtype == Dtype::u8 && read.element == Element::u8 && read.transform.none();
+    source.as_is = ((source.floats && read.element == Element::f32) || bytes) && !source.pixels_turned;
     return source;
 }
 
@@ -246,13 +240,14 @@ void Reader::operator()(const Read& read) {
 // The file holds rows of all the recording's frames. They are read whole, since a system call costs more than some
 // kilobytes of copying.
 void Reader::from_rows(const Read& read, const File& file, const Source& source, Output& output) {
-    const int64_t rows = read.row_count(), item = source.item;
+    const int64_t rows = read.row_count(), item = source.item, frames = read.frames;
     const bool whole = read.file_frames * item < kLongRow;
-    const int64_t pitch = whole ? read.file_frames : read.frames;
-    const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / kTile * kTile;
-    const int64_t step = whole ? std::max(kTile, fit) : kTile;
+    const int64_t pitch = whole ? read.file_frames : frames;
+    const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / kStrip * kStrip;
+    const int64_t step = whole ? std::max(kStrip, fit) : kStrip;
     std::byte* const staged = grown(staging_, step * pitch * item);
-    float* const strip = grown(strip_, kTile * read.frames);
+    float* const strip = grown(strip_, kStrip * frames);
+    float* const turned = read.out_frames_first ? grown(transposed_, kStrip * frames) : nullptr;
     for (int64_t r = 0; r < rows; r += step) {
         const int64_t m = std::min(step, rows - r);
         if (whole) {
@@ -262,18 +257,15 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
                 file.read(staged + k * pitch * item, pitch * item, source.offset((r + k) * read.file_frames + read.first_frame));
         }
         const std::byte* const wanted = staged + (whole ? read.first_frame * item : 0);
-        if (!read.out_frames_first) {
-            for (int64_t k = 0; k < m; ++k) {
-                source.convert(wanted + k * pitch * item, output.floats(r + k, 0), read.frames);
-                output.finish(r + k, 0, read.frames);
+        for (int64_t k = 0; k < m; k += kStrip) {
+            const int64_t n = std::min(kStrip, m - k);
+            for (int64_t a = 0; a < n; ++a) {
+                source.convert(wanted + (k + a) * pitch * item, strip + a * frames, frames);
+                if (!read.out_frames_first) output.finish(strip + a * frames, r + k + a, 0, frames);
             }
-            continue;
-        }
-        for (int64_t k = 0; k < m; k += kTile) {
-            const int64_t width = std::min(kTile, m - k);
-            for (int64_t a = 0; a < width; ++a)
-                source.convert(wanted + (k + a) * pitch * item, strip + a * read.frames, read.frames);
-            output.finish_transposed(strip, read.frames, 0, r + k, width, read.frames);
+            if (!read.out_frames_first) continue;
+            transpose(strip, frames, turned, kStrip, n, frames);
+            for (int64_t t = 0; t < frames; ++t) output.finish(turned + t * kStrip, t, r + k, n);
         }
     }
 }
@@ -281,33 +273,41 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
 void Reader::from_frames_to_frames(const Read& read, const File& file, const Source& source, Output& output) {
     const int64_t rows = read.row_count();
     const int64_t step = std::max<int64_t>(1, kStagingBytes / (rows * source.item));
+    float* const line = source.as_is ? nullptr : grown(strip_, rows);
     for (int64_t t = 0; t < read.frames; t += step) {
         const int64_t n = std::min(step, read.frames - t);
-        const std::byte* staged = nullptr;
-        if (source.as_is)
+        if (source.as_is) {
             file.read(output.at(t, 0), n * rows * source.item, source.offset((read.first_frame + t) * rows));
-        else
-            staged = stage_frames(read, file, source, t, n);
-        if (source.as_is && read.element == Element::u8) continue;  // nothing is left to check or change
+            if (read.element == Element::u8) continue;  // nothing is left to check or change
+            for (int64_t k = 0; k < n; ++k) output.finish(reinterpret_cast<float*>(output.at(t + k, 0)), t + k, 0, rows);
+            continue;
+        }
+        const std::byte* const staged = stage_frames(read, file, source, t, n);
         for (int64_t k = 0; k < n; ++k) {
-            if (staged) source.convert(staged + k * rows * source.item, output.floats(t + k, 0), rows);
-            output.finish(t + k, 0, rows);
+            source.convert(staged + k * rows * source.item, line, rows);
+            output.finish(line, t + k, 0, rows);
         }
     }
 }
 
-// A strip is 16 frames of some rows, so that each row gets a cache line of output at a time.
+// All rows are staged, since each row's frames lie far apart, and are stored together.
 void Reader::from_frames_to_rows(const Read& read, const File& file, const Source& source, Output& output) {
-    constexpr int64_t kRows = 256;
-    const int64_t rows = read.row_count();
-    float* const strip = grown(strip_, kTile * kRows);
-    for (int64_t t = 0; t < read.frames; t += kTile) {
-        const int64_t n = std::min(kTile, read.frames - t);
+    const int64_t rows = read.row_count(), most = std::min(kStagedFrames, read.frames);
+    const bool floats = source.floats;
+    float* const strip = floats ? nullptr : grown(strip_, most * kStrip);
+    float* const turned = grown(transposed_, kStrip * most);
+    for (int64_t t = 0; t < read.frames; t += kStagedFrames) {
+        const int64_t n = std::min(kStagedFrames, read.frames - t);
         const std::byte* const staged = stage_frames(read, file, source, t, n);
-        for (int64_t r = 0; r < rows; r += kRows) {
-            const int64_t m = std::min(kRows, rows - r);
-            for (int64_t k = 0; k < n; ++k) source.convert(staged + (k * rows + r) * source.item, strip + k * kRows, m);
-            output.finish_transposed(strip, kRows, r, t, n, m);
+        for (int64_t r = 0; r < rows; r += kStrip) {
+            const int64_t m = std::min(kStrip, rows - r);
+            const float* from = reinterpret_cast<const float*>(staged) + r;
+            if (!floats) {
+                for (int64_t k = 0; k < n; ++k) source.convert(staged + (k * rows + r) * source.item, strip + k * kStrip, m);
+                from = strip;
+            }
+            transpose(from, floats ? rows : kStrip, turned, n, n, m);
+            for (int64_t k = 0; k < m; ++k) output.finish(turned + k * n, r + k, t, n);
         }
     }
 }

@@ -65,7 +65,7 @@ private:
     const std::byte* stage_frames(const Read& read, const File& file, const Source& source, std::int64_t t, std::int64_t n);
 
     std::vector<std::byte> staging_, turned_;
-    std::vector<float> strip_, line_;
+    std::vector<float> strip_, transposed_, line_;
 };
 
 }  // namespace viv1t

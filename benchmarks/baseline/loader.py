@@ -172,6 +172,86 @@ class SpdlLoader:
         pass
 
 
+class DaliLoader:
+    """DALI's numpy reader, which reads the crops in its threads; what is left is done where they come out."""
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        transforms: Mapping[str, Transform],
+        plans: Sequence[BatchPlan],
+        workers: int,
+    ) -> None:
+        from nvidia.dali import Pipeline, fn
+
+        self.sessions, self.plans, self.affine = sessions, plans, {m: t.affine for m, t in transforms.items()}
+        samples = [(sessions[plan.mouse_id], sample) for plan in plans for sample in plan.samples]
+        size = max(len(plan.samples) for plan in plans)
+        samples += samples[-1:] * (-len(samples) % size)  # the reader starts over at a whole batch
+        self.runs, self.size = len(samples) // size, size
+        self.pipeline = Pipeline(size, workers, device_id=None, prefetch_queue_depth=3)
+        with self.pipeline:
+            self.pipeline.set_outputs(*(self._reader(fn, v, samples) for v in VARIABLES))
+        self.pipeline.build()
+
+    def _reader(self, fn: Any, variable: str, samples: Sequence[tuple[Session, Sample]]) -> Any:
+        places = [session.place(variable, sample.trial_id) for session, sample in samples]
+        starts, ends = [], []
+        for place, (_, sample) in zip(places, samples, strict=True):
+            cut, trial = (sample.first_frame, sample.first_frame + sample.frames), (place.index, place.index + 1)
+            start, end = zip(trial, cut, strict=True) if place.frames_first else ((cut[0],), (cut[1],))
+            starts.append(np.array(start, np.int32))
+            ends.append(np.array(end, np.int32))
+
+        def region(run: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+            first = run % self.runs * self.size
+            return starts[first : first + self.size], ends[first : first + self.size]
+
+        start, end = fn.external_source(region, num_outputs=2, cycle=None)
+        return fn.readers.numpy(
+            files=[str(place.path) for place in places],
+            roi_axes=[0, 1] if places[0].frames_first else [len(samples[0][0].rows(variable))],  # time is the last
+            roi_start=start,
+            roi_end=end,
+            cache_header_information=True,
+            prefetch_queue_depth=2,
+        )
+
+    def __iter__(self) -> Iterator[Arrays]:
+        stream = self._samples()
+        for plan in self.plans:
+            assert plan.frames is not None
+            batch = {}
+            for variable in VARIABLES:
+                rows = self.sessions[plan.mouse_id].rows(variable)
+                shape = (1, plan.frames, *rows) if variable == "video" else (*rows, plan.frames)
+                batch[variable] = torch.empty((len(plan.samples), *shape))
+            for row, sample in enumerate(plan.samples):
+                for variable, raw in next(stream).items():
+                    offset, scale = self.affine[plan.mouse_id][variable].part(sample.first_frame, sample.frames)
+                    out = batch[variable][row].numpy()
+                    view = np.moveaxis(out[0], 0, -1) if variable == "video" else out
+                    np.subtract(raw, offset, out=view, dtype=np.float32, casting="unsafe")
+                    view *= scale
+            yield batch
+        for _ in stream:  # what fills up the last batch
+            pass
+
+    def _samples(self) -> Iterator[dict[str, np.ndarray]]:
+        """Crops (rows..., frames), raw."""
+        for _ in range(self.runs):
+            outputs = self.pipeline.run()
+            for i in range(self.size):
+                arrays = [output.at(i) for output in outputs]
+                stacked = arrays[0].ndim == 4
+                yield {
+                    v: np.moveaxis(a[0], 0, -1) if stacked else a for v, a in zip(VARIABLES, arrays, strict=True)
+                }
+
+    def close(self) -> None:
+        del self.pipeline
+
+
 class Pread:
     """As many threads, reading the bytes that the batches are made of, and doing nothing with them: an upper bound."""
 

@@ -26,16 +26,18 @@ void require(bool holds, const char* what) {
     std::_Exit(1);
 }
 
+constexpr int kThreads = 16, kSlots = 4;  // at most
+
 int below(std::mt19937& random, int n) { return std::uniform_int_distribution<int>(0, n - 1)(random); }
 
 // Batches of 0 to 5 parts, some failing; every part is done once, batches come back in order, shut down in the middle of it.
 void ring_round(std::mt19937& random) {
-    const auto slots = static_cast<std::size_t>(1 + below(random, 4));
+    const auto slots = static_cast<std::size_t>(1 + below(random, kSlots));
     const int batches = 40, stop_at = below(random, 2 * batches);
     Ring ring(slots);
     std::vector<std::vector<int>> work(slots);  // one number a part, not atomic: the ring must order the accesses
     std::vector<std::thread> workers;
-    const int count = 1 + below(random, 4);
+    const int count = 1 + below(random, kThreads);
     for (int i = 0; i < count; ++i)
         workers.emplace_back([&] {
             while (const auto unit = ring.next()) {
@@ -129,13 +131,13 @@ std::string write_file(const std::string& folder, int rows, int frames) {
 
 // Crops of a file into slots that are used again and again, closed or destroyed while reads are under way.
 void prefetcher_round(std::mt19937& random, const std::string& path, int rows, int frames) {
-    const std::size_t slots = 3, parts = 4;
+    const std::size_t slots = static_cast<std::size_t>(1 + below(random, kSlots)), parts = 4;
     const auto size = static_cast<std::size_t>(rows * frames);
     std::vector<std::vector<float>> memory(slots, std::vector<float>(parts * size));
     std::vector<int> starts(slots);
     std::thread closer;
     {
-        Prefetcher prefetcher(static_cast<std::size_t>(1 + below(random, 8)), slots);
+        Prefetcher prefetcher(static_cast<std::size_t>(1 + below(random, kThreads)), slots);
         if (below(random, 2)) {
             const auto pause = std::chrono::microseconds(below(random, 2000));
             closer = std::thread([&prefetcher, pause] {

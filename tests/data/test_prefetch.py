@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from growth import assert_no_growth, held
 
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
@@ -243,15 +243,10 @@ def test_what_only_numpy_reads_is_read_all_the_same(make_session: Make, caplog: 
     assert "not supported" in record.getMessage()
 
 
-def threads_and_descriptors() -> tuple[int, int]:
-    """Of this process, the threads of C++ among them."""
-    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-
-
 def test_stopping_at_any_moment_leaves_nothing_behind(make_session: Make) -> None:
     sessions, transforms = mouse(make_session(), "published")
     todo = plans(sessions, count=6)
-    before = threads_and_descriptors()
+    before = held()
     prefetcher = Prefetcher(sessions, transforms, 4)
     for taken in [0, 1, 3, 6] * 12:
         batches = prefetcher.read(todo)
@@ -262,7 +257,33 @@ def test_stopping_at_any_moment_leaves_nothing_behind(make_session: Make) -> Non
         del batches
     prefetcher.close()
     gc.collect()
-    assert threads_and_descriptors() == before
+    assert held() == before
+
+
+def read_epochs(folder: Path, epochs: int) -> None:
+    """Whole epochs and epochs that are left early; a batch has 1.5 MB."""
+    config = DataConfig(path=str(folder), mice="all", transform="published", crop_frame=140, batch_size=5)
+    recordings = Recordings.open(config, seed=1)
+
+    def epoch(i: int) -> None:
+        for taken, _ in enumerate(recordings.train_batches(i)):
+            if taken == 2 and i % 3 == 0:
+                break
+
+    assert_no_growth(epoch, epochs, allowed=4 << 20)
+    recordings.close()
+
+
+def test_epochs_leave_nothing_behind(tmp_path: Path, make_session: Make) -> None:
+    make_session(tiers=["train"] * 20, neurons=500, frames=150)
+    read_epochs(tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_fifty_epochs_leave_nothing_behind(tmp_path: Path, make_session: Make) -> None:
+    for name in ("alpha", "beta"):
+        make_session(name, tiers=["train"] * 40, neurons=500, frames=150)
+    read_epochs(tmp_path, 50)
 
 
 def test_an_error_in_the_plans_is_passed_on(make_session: Make) -> None:
