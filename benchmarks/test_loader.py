@@ -233,7 +233,7 @@ def measure(report: Report, folder: Path, case: str, size: Size, repeats: int) -
 
 @pytest.mark.parametrize("case", CASES)
 def test_loader_speed(report: Report, folder: Path, case: str) -> None:
-    measure(report, folder, case, FULL, repeats=5)
+    measure(report, folder, case, FULL, repeats=3)
 
 
 @pytest.mark.parametrize("case", CASES)

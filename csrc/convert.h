@@ -1,7 +1,6 @@
 // Any .npy element type to float32, rounded to nearest as NumPy's astype does, and float32 to elements of fewer bytes.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -94,11 +93,13 @@ inline void store_bf16(const float* from, std::byte* to, std::int64_t count) {
 
 // Whole numbers from 0 to 255; returns how many there are before the first that is none.
 inline std::int64_t store_u8(const float* from, std::byte* to, std::int64_t count) {
-    int odd = 0;
+    std::int32_t odd = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-        const auto value = static_cast<std::uint8_t>(static_cast<std::int32_t>(std::clamp(from[i], 0.0f, 255.0f)));
+        const float most = from[i] < 255.0f ? from[i] : 255.0f;
+        const auto value = static_cast<std::int32_t>(most > 0.0f ? most : 0.0f);
         odd |= static_cast<float>(value) != from[i];
-        to[i] = static_cast<std::byte>(value);
+        const auto byte = static_cast<std::uint8_t>(value);
+        std::memcpy(to + i, &byte, 1);
     }
     if (!odd) return count;
     std::int64_t i = 0;

@@ -122,13 +122,14 @@ class Batch:
         return bool((self.frames < self.video.shape[2]).any())
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; copies from pinned memory do not block."""
+        """The same batch on `device`; copies from pinned memory to a GPU do not block."""
+        beside = str(device).startswith("cuda")
         return replace(
             self,
-            video=self.video.to(device, non_blocking=True),
-            response=self.response.to(device, non_blocking=True),
-            behavior=self.behavior.to(device, non_blocking=True),
-            pupil_center=self.pupil_center.to(device, non_blocking=True),
+            video=self.video.to(device, non_blocking=beside),
+            response=self.response.to(device, non_blocking=beside),
+            behavior=self.behavior.to(device, non_blocking=beside),
+            pupil_center=self.pupil_center.to(device, non_blocking=beside),
         )
 
     def slice(self, start: int, stop: int) -> Batch:

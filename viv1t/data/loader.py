@@ -217,7 +217,7 @@ class Recordings:
             if device.type != "cuda":
                 raise ConfigError("--cache_data gpu needs a CUDA GPU, and training is on the CPU; use --cache_data cpu")
             return DeviceCache(self._sessions, self._transforms, trials, workers, device)
-        return reader(self._sessions)
+        return self._reader if device.type == "cpu" and not compact else reader(self._sessions)
 
     def _order_digest(self) -> str:
         return order_digest(self._seed, self._train, self._config.batch_size, self._config.crop_frame)
