@@ -2,11 +2,14 @@
 
 `packed` is read in place by its strides, so it may be the first columns of a wider projection, or transposed. Kept for
 the backward are `packed`, the result and one number per row and head; scores, weights, masks and normalised queries and
-keys are computed again. GPUs run Triton kernels (`attention_triton.py`), everything else `attention_cpu.py`.
+keys are computed again. GPUs run the Triton kernels of `attention_triton.py`, everything else, and what those do not
+take, runs `attention_cpu.py`.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,8 +38,8 @@ def attention(
 
     Args:
         packed: (S, L, W) with queries, keys and values in its first 3 * heads * head_dim columns, each (heads,
-            head_dim). float32, float16, bfloat16, on a CPU also float64.
-        heads, head_dim: on a GPU, head_dim is a multiple of 16 up to 128.
+            head_dim).
+        heads, head_dim: head sizes that are multiples of 16 up to 128 are fast on a GPU.
         scale: of the scores.
         q_weight, q_bias, k_weight, k_bias: (heads * head_dim,) of a LayerNorm (eps 1e-5) of all heads' queries and
             keys together, or None.
@@ -66,6 +69,16 @@ def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
     return None if weight is None else Norm(weight, bias)
 
 
+def _implementation(packed: Tensor, head_dim: int) -> ModuleType:
+    """The module with `forward` and `backward` (see `attention_settings.py`) for these inputs."""
+    kernels = packed.is_cuda and packed.dtype != torch.float64 and head_dim % 16 == 0 and head_dim <= 128
+    if kernels and importlib.util.find_spec("triton") is not None:
+        from . import attention_triton
+
+        return attention_triton
+    return attention_cpu
+
+
 @torch.library.custom_op("viv1t::attention", mutates_args=())
 def _forward(
     packed: Tensor,
@@ -80,29 +93,28 @@ def _forward(
     causal: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """The result and the scores' log-sum-exp (S, heads, L)."""
+    """The result, and the scores' log-sum-exp (S, heads, L)."""
     norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
-    return attention_cpu.forward(packed, Settings(heads, head_dim, scale, causal, dropout, seed, *norms))
+    settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
+    return _implementation(packed, head_dim).forward(packed, settings)
 
 
 @_forward.register_fake
 def _(
     packed: Tensor,
-    q_weight: Tensor | None,
-    q_bias: Tensor | None,
-    k_weight: Tensor | None,
-    k_bias: Tensor | None,
-    seed: Tensor | None,
+    q_weight: Any,
+    q_bias: Any,
+    k_weight: Any,
+    k_bias: Any,
+    seed: Any,
     heads: int,
     head_dim: int,
-    scale: float,
-    causal: bool,
-    dropout: float,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    sequences, length, _ = packed.shape
-    accumulated = torch.promote_types(packed.dtype, torch.float32)
+    sequences, length = packed.shape[:2]
+    wide = torch.promote_types(packed.dtype, torch.float32)
     out = packed.new_empty(sequences, length, heads * head_dim)
-    return out, packed.new_empty(sequences, heads, length, dtype=accumulated)
+    return out, packed.new_empty(sequences, heads, length, dtype=wide)
 
 
 @torch.library.custom_op("viv1t::attention_backward", mutates_args=())
@@ -126,43 +138,32 @@ def _backward(
     norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
     settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
     grad_packed = packed.new_empty(packed.shape)
-    return [grad_packed, *attention_cpu.backward(grad, packed, out, lse, settings, grad_packed)]
+    implementation = _implementation(packed, head_dim)
+    return [grad_packed, *implementation.backward(grad, packed, out, lse, settings, grad_packed)]
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    packed: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q_weight: Tensor | None,
-    q_bias: Tensor | None,
-    k_weight: Tensor | None,
-    k_bias: Tensor | None,
-    seed: Tensor | None,
-    heads: int,
-    head_dim: int,
-    scale: float,
-    causal: bool,
-    dropout: float,
-) -> list[Tensor]:
+    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
+    *_: Any,
+) -> list[Tensor]:  # fmt: skip
     given = [p for p in (q_weight, q_bias, k_weight, k_bias) if p is not None]
     return [packed.new_empty(packed.shape), *(torch.empty_like(p) for p in given)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    packed, *rest = inputs
-    ctx.save_for_backward(packed, *output, *rest[:5])
-    ctx.settings = rest[5:]
+    packed, *weights_and_seed = inputs[:6]
+    ctx.save_for_backward(packed, *output, *weights_and_seed)
+    ctx.settings = inputs[6:]
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    packed, out, lse, *rest = ctx.saved_tensors
     if grad is None:
         return (None,) * 11
-    grad_packed, *others = _backward(grad, packed, out, lse, *rest, *ctx.settings)
-    weights = [None if p is None else others.pop(0) for p in rest[:4]]
+    packed, out, lse, *weights_and_seed = ctx.saved_tensors
+    grad_packed, *others = _backward(grad, packed, out, lse, *weights_and_seed, *ctx.settings)
+    weights = [None if p is None else others.pop(0) for p in weights_and_seed[:4]]
     return grad_packed, *weights, *(None,) * 6
 
 

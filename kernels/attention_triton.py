@@ -11,19 +11,30 @@ D0, D1 and D2 are the sizes of a head's parts, 0 where there is none.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ahead_of_time import Variant
 from .attention_settings import Normalised, Settings, normalise, normalise_backward
 from .dropout import drop_threshold, keep_scale
 from .random import keep_tile
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
+
+_LARGEST_TF32 = 80  # head size
+
+# Integers that a kernel is not compiled again for.
+_SIZES = [
+    *("length", "sequence_stride", "row_stride", "grad_sequence_stride", "grad_row_stride"),
+    *("dpacked_sequence_stride", "dpacked_row_stride", "threshold"),
+]
 
 
 @triton.jit
@@ -141,7 +152,7 @@ def _forward_step(
     return acc0, acc1, acc2, higher, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     packed, out, lse, seed, sequence_stride, row_stride, length, scale, threshold, dropout_scale,
     HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
@@ -196,10 +207,10 @@ def forward_kernel(
     _store_parts(out_base, rows, INNER, length, acc0, acc1, acc2, D0, D1, D2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_q_kernel(
     packed, grad, out, lse, seed, grad_packed, delta, dropped,
-    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dq_sequence_stride, dq_row_stride,
+    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dpacked_sequence_stride, dpacked_row_stride,
     length, scale, log2_scale, threshold, dropout_scale,
     HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
@@ -256,9 +267,9 @@ def backward_q_kernel(
             q0, q1, q2, g0, g1, g2, dq0, dq1, dq2, top, d, k_base, v_base, row_stride, rows, start, length,
             log2_scale, D0, D1, D2, BLOCK_N, CAUSAL, True, PRECISION,
         )  # fmt: skip
-    dq_base = grad_packed + sequence * dq_sequence_stride * UNIT + head * HEAD_DIM
+    dq_base = grad_packed + sequence * dpacked_sequence_stride * UNIT + head * HEAD_DIM
     _store_parts(
-        dq_base, rows, dq_row_stride * UNIT, length, dq0 * scale, dq1 * scale, dq2 * scale, D0, D1, D2
+        dq_base, rows, dpacked_row_stride * UNIT, length, dq0 * scale, dq1 * scale, dq2 * scale, D0, D1, D2
     )  # fmt: skip
 
 
@@ -281,10 +292,10 @@ def _backward_q_step(
     return _accumulate(dq0, dq1, dq2, ds.to(k0.dtype), k0, k1, k2, D1, D2, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_kv_kernel(
     packed, grad, lse, delta, grad_packed,
-    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dkv_sequence_stride, dkv_row_stride,
+    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dpacked_sequence_stride, dpacked_row_stride,
     length, scale, log2_scale,
     HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -330,10 +341,10 @@ def backward_kv_kernel(
             q_base, g_base, row_stride, grad_row_stride, columns, start, length, log2_scale,
             D0, D1, D2, BLOCK_M, False, True, PRECISION,
         )  # fmt: skip
-    dk_base = grad_packed + sequence * dkv_sequence_stride * UNIT + head * HEAD_DIM + INNER
-    dkv_row_stride = dkv_row_stride * UNIT
-    _store_parts(dk_base, columns, dkv_row_stride, length, dk0 * scale, dk1 * scale, dk2 * scale, D0, D1, D2)
-    _store_parts(dk_base + INNER, columns, dkv_row_stride, length, dv0, dv1, dv2, D0, D1, D2)
+    dk_base = grad_packed + sequence * dpacked_sequence_stride * UNIT + head * HEAD_DIM + INNER
+    dpacked_row_stride = dpacked_row_stride * UNIT
+    _store_parts(dk_base, columns, dpacked_row_stride, length, dk0 * scale, dk1 * scale, dk2 * scale, D0, D1, D2)
+    _store_parts(dk_base + INNER, columns, dpacked_row_stride, length, dv0, dv1, dv2, D0, D1, D2)
 
 
 @triton.jit
@@ -384,22 +395,31 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(kernel: str, head_dim: int, dtype: torch.dtype, length: int) -> Tile:
-    """The tile of `forward`, `backward_q` or `backward_kv`; chosen by registers and padding, not yet by timings."""
+def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, length: int) -> Tile:
+    """The tile of `forward`, `backward_q` or `backward_kv`, such that no registers spill; not yet chosen by timings."""
+    if dtype == torch.float32 and precision == "ieee":  # without tensor cores operands are in registers
+        return Tile(16, 32, 8, 1) if kernel == "backward_kv" else Tile(32, 16, 8, 2)
     if dtype == torch.float32:
-        return Tile(32, 32, 4, 2)
+        return Tile(16, 32, 4, 2) if kernel == "backward_kv" else Tile(64, 16, 4, 2)
     if kernel == "forward":
+        if head_dim > 96:
+            return Tile(128, 32, 8, 2)
+        # A larger block reads keys and values less often, but may be padded more.
         rows = 128 if _padded(length, 128) <= 1.15 * _padded(length, 64) else 64
         return Tile(rows, 64, rows // 16, 2)
-    return Tile(64, 32, 4, 2) if kernel == "backward_q" else Tile(32, 64, 4, 2)
+    if kernel == "backward_q":
+        return Tile(64, 32, 4 if head_dim <= 80 else 8, 2)
+    return Tile(32 if head_dim <= 80 else 16, 64, 4, 2)
 
 
 def _padded(length: int, block: int) -> int:
     return -(-length // block) * block
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def _precision(dtype: torch.dtype, head_dim: int) -> str:
+    """How float32 is multiplied: as PyTorch is set, but exactly where TF32 would spill registers."""
+    tf32 = dtype == torch.float32 and head_dim <= _LARGEST_TF32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if tf32 else "ieee"
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
@@ -428,16 +448,47 @@ def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     sequences, length, _ = packed.shape
     out = packed.new_empty(sequences, length, settings.inner)
     lse = packed.new_empty(sequences, settings.heads, length, dtype=torch.float32)
-    tile = tile_of("forward", settings.head_dim, packed.dtype, length)
+    if not out.numel():
+        return out, lse
+    precision = _precision(packed.dtype, settings.head_dim)
+    tile = tile_of("forward", settings.head_dim, precision, packed.dtype, length)
     unit, strides = _strides(packed)
-    if out.numel():
+    with torch.cuda.device_of(packed):
         forward_kernel[(sequences * settings.heads * triton.cdiv(length, tile.block_m),)](
             packed, out, lse, settings.seed, *strides, length, settings.scale * _LOG2E.value,
             drop_threshold(settings.dropout), keep_scale(settings.dropout),
             settings.heads, *parts_of(settings.head_dim), unit, tile.block_m, tile.block_n, settings.causal,
-            settings.seed is not None, _precision(packed.dtype), num_warps=tile.warps, num_stages=tile.stages,
+            settings.seed is not None, precision, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out, lse
+
+
+def _launch_backward(
+    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, settings: Settings, grad_packed: Tensor
+) -> None:
+    sequences, length, _ = packed.shape
+    programs, head_dim, dtype = sequences * settings.heads, settings.head_dim, packed.dtype
+    dropout, precision = settings.seed is not None, _precision(dtype, head_dim)
+    delta = torch.empty_like(lse)
+    dropped = torch.empty_like(out) if dropout else grad
+    sizes = (length, settings.scale, settings.scale * _LOG2E.value)
+    constants = (settings.heads, *parts_of(head_dim))
+    with torch.cuda.device_of(packed):
+        tile = tile_of("backward_q", head_dim, precision, dtype, length)
+        unit, strides = _strides(packed, grad, grad_packed)
+        backward_q_kernel[(programs * triton.cdiv(length, tile.block_m),)](
+            packed, grad, out, lse, settings.seed, grad_packed, delta, dropped, *strides, *sizes,
+            drop_threshold(settings.dropout), keep_scale(settings.dropout),
+            *constants, unit, tile.block_m, tile.block_n, settings.causal, dropout, precision,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        tile = tile_of("backward_kv", head_dim, precision, dtype, length)
+        unit, strides = _strides(packed, dropped, grad_packed)
+        backward_kv_kernel[(programs * triton.cdiv(length, tile.block_n),)](
+            packed, dropped, lse, delta, grad_packed, *strides, *sizes,
+            *constants, unit, tile.block_m, tile.block_n, settings.causal, precision,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
 
 
 def backward(
@@ -446,27 +497,8 @@ def backward(
     """See `attention_settings.py`."""
     packed, q_norm, k_norm = _normalised(packed, settings)
     grad, out = _contiguous_rows(grad), out.contiguous()
-    sequences, length, _ = packed.shape
-    delta = torch.empty_like(lse)
-    dropped = grad if settings.seed is None else torch.empty_like(out)
-    constants = (settings.heads, *parts_of(settings.head_dim))
-    log2_scale, precision = settings.scale * _LOG2E.value, _precision(packed.dtype)
     if out.numel():
-        tile = tile_of("backward_q", settings.head_dim, packed.dtype, length)
-        unit, strides = _strides(packed, grad, grad_packed)
-        backward_q_kernel[(sequences * settings.heads * triton.cdiv(length, tile.block_m),)](
-            packed, grad, out, lse, settings.seed, grad_packed, delta, dropped, *strides,
-            length, settings.scale, log2_scale, drop_threshold(settings.dropout), keep_scale(settings.dropout),
-            *constants, unit, tile.block_m, tile.block_n, settings.causal, settings.seed is not None, precision,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-        tile = tile_of("backward_kv", settings.head_dim, packed.dtype, length)
-        unit, strides = _strides(packed, dropped, grad_packed)
-        backward_kv_kernel[(sequences * settings.heads * triton.cdiv(length, tile.block_n),)](
-            packed, dropped, lse, delta, grad_packed, *strides, length, settings.scale, log2_scale,
-            *constants, unit, tile.block_m, tile.block_n, settings.causal, precision,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+        _launch_backward(grad, packed, out, lse, settings, grad_packed)
     weights: list[Tensor] = []
     for part, norm in zip(grad_packed.split(settings.inner, dim=-1)[:2], (q_norm, k_norm), strict=True):
         if norm.norm is not None:
@@ -474,3 +506,35 @@ def backward(
             part.copy_(dx)
             weights += parts
     return weights
+
+
+def variants() -> Iterator[Variant]:
+    """Every specialisation, with strides and lengths of the kind that the model has."""
+    kernels = {"forward": forward_kernel, "backward_q": backward_q_kernel, "backward_kv": backward_kv_kernel}
+    types = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
+    for (dtype, precision), head_dim, (name, kernel) in itertools.product(types, range(16, 129, 16), kernels.items()):
+        if precision == "tf32" and head_dim > _LARGEST_TF32:
+            continue
+        for tile in sorted({tile_of(name, head_dim, precision, dtype, length) for length in (64, 116, 435)}):
+            for causal, dropout in itertools.product((False, True), repeat=2):
+                if dropout and name == "backward_kv":
+                    continue
+                yield _variant(name, kernel, dtype, precision, head_dim, tile, causal, dropout)
+
+
+def _variant(
+    name: str, kernel: Any, dtype: torch.dtype, precision: str, head_dim: int, tile: Tile, causal: bool, dropout: bool
+) -> Variant:
+    d0, d1, d2 = parts_of(head_dim)
+    values: dict[str, Any] = {
+        **dict.fromkeys(("packed", "out", "grad", "grad_packed", "dropped"), dtype),
+        **dict.fromkeys(("lse", "delta"), torch.float32), "seed": torch.int64 if dropout else None,
+        **dict.fromkeys(("scale", "log2_scale", "dropout_scale"), float), "threshold": int, "length": int,
+        "HEADS": 11, "D0": d0, "D1": d1, "D2": d2, "UNIT": 8, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "CAUSAL": causal, "DROPOUT": dropout, "PRECISION": precision,
+    }  # fmt: skip
+    arguments = {n: int if n.endswith("stride") else values[n] for n in kernel.arg_names}
+    kind = "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
+    flags = [flag for flag, on in (("causal", causal), ("dropout", dropout)) if on]
+    label = f"{name} {kind} {head_dim} {tile.block_m}x{tile.block_n}"
+    return Variant(" ".join([label, *flags]), kernel, arguments, tile.warps, tile.stages)
