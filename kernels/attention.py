@@ -18,6 +18,7 @@ from torch import Tensor
 from . import attention_cpu
 from .attention_settings import Norm, Settings
 from .dropout import new_seed
+from .reference import attention as reference
 
 
 def attention(
@@ -56,6 +57,9 @@ def attention(
     width = 3 * heads * head_dim
     if packed.ndim != 3 or packed.shape[2] < width:
         raise ValueError(f"packed must be (S, L, {width} or more), not {tuple(packed.shape)}")
+    if torch.compiler.is_exporting():  # to programs that know no operators of ours
+        norms: dict[str, Any] = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
+        return reference.attention(packed, heads, head_dim, scale, causal=causal, dropout=dropout, seed=seed, **norms)
     if dropout and seed is None:
         seed = new_seed(packed.device)
     out, _ = _forward(

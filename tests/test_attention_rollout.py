@@ -55,11 +55,13 @@ def test_weights_are_those_the_block_attends_with(options: dict[str, Any], monke
     model = small_model(**options)
     seen = []
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def spy(q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any) -> Tensor:
         seen.append((q @ k.mT * scale).softmax(-1).mean(1))
         return (q @ k.mT * scale).softmax(-1) @ v
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    # The operator's definition, whose attention can be watched, as it is exported.
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     with torch.no_grad(), block_inputs(model.core.spatial) as spatial, block_inputs(model.core.temporal) as temporal:
         model(*inputs()[:1], "A", *inputs()[1:])
         blocks = [*model.core.spatial.blocks, *model.core.temporal.blocks]
@@ -75,12 +77,14 @@ def test_rollout_is_the_product_of_the_blocks(options: dict[str, Any], monkeypat
     grid, frames = model.core.tokenizer.grid, T - 4
     seen = []
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def spy(q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any) -> Tensor:
         weights = (q @ k.mT * scale).softmax(-1)
         seen.append((weights.mean(1) + torch.eye(q.shape[2])) / 2)
         return weights @ v
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    # The operator's definition, whose attention can be watched, as it is exported.
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     with torch.no_grad():
         model(video, "B", behavior, pupil_center)
     monkeypatch.undo()

@@ -34,12 +34,7 @@ def attention(
     if k_weight is not None:
         k = F.layer_norm(k, (inner,), k_weight, k_bias)
     q, k, v = (x.unflatten(-1, (heads, head_dim)).transpose(1, 2) for x in (q, k, v))
-    scores = scale * (q @ k.transpose(-1, -2))
-    if causal:
-        length = packed.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool, device=packed.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2).flatten(2)
     if seed is None or dropout == 0:
         return out
     keep = keep_mask(seed, out.shape[0] * out.shape[1], inner, dropout).view(out.shape)

@@ -39,7 +39,7 @@ class Case:
         packed = self.packed.double().requires_grad_()
         parameters = [p.double().requires_grad_() for p in self.norm_parameters()]
         q_norm, k_norm = (Norm(*parameters[:2]), Norm(*parameters[2:])) if parameters else (None, None)
-        names = {}
+        names: dict[str, Tensor | None] = {}
         if q_norm and k_norm:
             names = {"q_weight": q_norm.weight, "q_bias": q_norm.bias, "k_weight": k_norm.weight, "k_bias": k_norm.bias}
         options = dict(causal=s.causal, dropout=s.dropout, seed=s.seed, **names)

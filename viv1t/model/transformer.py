@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from viv1t.config import VivitConfig
+from viv1t.kernels.attention import attention as packed_attention
 from viv1t.model.dropout import Dropout
 
 # Values of a block's widest intermediate that are in memory at a time off CUDA: sequences are independent, so a block
@@ -104,7 +105,7 @@ class SequentialBlock(nn.Module):
         super().__init__()
         inner, depth = config.num_heads * config.head_dim, config.emb_dim
         hidden = config.mlp_dim * (2 if config.ff_activation == "swiglu" else 1)
-        self.heads = config.num_heads
+        self.heads, self.head_dim = config.num_heads, config.head_dim
         # The published sequential block scales by the embedding's size unless flash attention is on.
         self.scale = (config.head_dim if config.flash_attention else depth) ** -0.5
         self.attention_norm = nn.LayerNorm(depth)
@@ -124,8 +125,14 @@ class SequentialBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (S, L, D) -> (S, L, D)."""
-        q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
-        a = self.attention_dropout(attention(self.norm_q(q), self.norm_k(k), v, self.heads, self.scale))
+        norms = {
+            f"{name}_{kind}": parameter
+            for name, norm in (("q", self.norm_q), ("k", self.norm_k))
+            for kind, parameter in norm.named_parameters()
+        }
+        rate = self.attention_dropout.rate if self.training else 0.0
+        qkv = self.qkv(self.attention_norm(x))
+        a = packed_attention(qkv, self.heads, self.head_dim, self.scale, dropout=rate, **norms)
         x = x + self.drop_path(self.attention_dropout(self.attention_out(a)))
         f = self.ff_dropout(self.activation(self.ff_in(self.ff_norm(x))))
         x = x + self.drop_path(self.ff_dropout(self.ff_out(f)))
