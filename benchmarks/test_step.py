@@ -97,9 +97,12 @@ class PublishedStep:
 
 
 VARIANTS = {"viv1t": EngineStep, "published": PublishedStep}
-# The engine's lean way: blocks are recomputed in the backward. The published way has no such thing on a CPU.
-FULL = Size(options={"grad_checkpointing": 1})
-CASE = f"float32-recomputed-{FULL.frames}-frames-{FULL.neurons}-neurons"
+# Options of the engine's step; the published way knows float32 alone, and keeps everything.
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "float32": {"grad_checkpointing": 0},
+    "float32-recomputed": {"grad_checkpointing": 1},
+    "bf16": {"grad_checkpointing": 0, "precision": "bf16"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -108,11 +111,20 @@ def enough_memory() -> None:
         pytest.skip(f"needs {NEEDED_BYTES / 1e9:.0f} GB of memory, {available_bytes() / 1e9:.1f} GB are available")
 
 
+def add_cases(report: Report, benchmark: str, metric: str, unit: str, size: Size, samples: Mapping[str, Any]) -> None:
+    """One row per case of the engine, and beside it what the published way took."""
+    for case in (name for name in samples if name != "published"):
+        name = f"{case}-{size.frames}-frames-{size.neurons}-neurons"
+        report.add(benchmark, name, metric, unit, {"viv1t": samples[case], "published": samples["published"]})
+
+
 def test_step_seconds(report: Report) -> None:
-    samples = seconds({name: make(FULL) for name, make in VARIANTS.items()}, repeats=3, threads=THREADS)
-    report.add("step", CASE, "seconds", "s", samples)
+    works = {case: EngineStep(Size(options=options)) for case, options in CASES.items()}
+    samples = seconds({**works, "published": PublishedStep(Size())}, repeats=2, threads=THREADS)
+    add_cases(report, "step", "seconds", "s", Size(), samples)
 
 
 def test_step_peak_bytes(report: Report) -> None:
-    samples = {name: [peak_bytes(make, FULL, threads=THREADS) for _ in range(2)] for name, make in VARIANTS.items()}
-    report.add("step", CASE, "peak_bytes", "B", samples)
+    samples = {case: peak_bytes(EngineStep, Size(options=o), threads=THREADS) for case, o in CASES.items()}
+    samples["published"] = peak_bytes(PublishedStep, Size(), threads=THREADS)
+    add_cases(report, "step", "peak_bytes", "B", Size(), samples)

@@ -25,15 +25,22 @@ def keep_scale(rate: float) -> float:
     return 1 / (1 - rate) if rate < 1 else 0.0
 
 
-def keep_rows(rows: int, columns: int, rate: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean CPU mask (rows, columns), True with probability 1 - rate to within 2**-17.
+def keep_rows(
+    rows: int,
+    columns: int,
+    rate: float,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.bool,
+) -> Tensor:
+    """A CPU mask (rows, columns), True with probability 1 - rate to within 2**-17; as numbers, ready to multiply with.
 
     PyTorch draws one Bernoulli number at a time on a CPU, about 10 ns each; four 16-bit numbers out of each 64 bits of
     the same generator are several times faster, and as reproducible. Rows are drawn one after the other: many at once
     give the same as a few at a time.
     """
     if drop_threshold(rate) == 65536:  # beyond what 16 signed bits compare with
-        return torch.zeros(rows, columns, dtype=torch.bool)
+        return torch.zeros(rows, columns, dtype=dtype)
     bits = torch.empty(rows, (columns + 3) // 4, dtype=torch.int64)
     bits.random_(-(2**63), None, generator=generator)  # type: ignore[call-overload]
-    return bits.view(torch.int16)[:, :columns] >= drop_threshold(rate) - 32768
+    halves = bits.view(torch.int16)[:, :columns]
+    return torch.ge(halves, drop_threshold(rate) - 32768, out=torch.empty(rows, columns, dtype=dtype))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import test_inference
 from benchmarks.harness import ROOT, Report, Work, machine_name, peak_bytes, seconds, torch_threads
 from benchmarks.test_step import VARIANTS, Size
 
@@ -114,6 +115,11 @@ def test_step_variants_do_the_same_work() -> None:
         losses[name] = [step() for _ in range(3)]
     assert losses["viv1t"] == pytest.approx(losses["published"], rel=1e-4)
     assert len(set(losses["viv1t"])) == 3
+
+
+def test_inference_variants_predict_the_same() -> None:
+    found = {name: make(TINY_STEP)() for name, make in test_inference.VARIANTS.items()}
+    torch.testing.assert_close(found["viv1t"], found["published"], rtol=1e-4, atol=1e-5)
 
 
 def test_step_is_measured_at_a_tiny_size() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from viv1t.config import VivitConfig
-from viv1t.kernels.attention import attention as packed_attention
+from viv1t.kernels.attention import attention
+from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, parallel_block
 from viv1t.model.dropout import Dropout
 
 # Values of a block's widest intermediate that are in memory at a time off CUDA: sequences are independent, so a block
@@ -30,13 +31,6 @@ def most_square_grid(patches: int) -> tuple[int, int]:
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(S, L, h * d) -> (S, h, L, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """Softmax attention within each sequence; q, k, v (S, L, h * d) -> (S, L, h * d)."""
-    q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).flatten(2)
 
 
 class Activation(nn.Module):
@@ -78,24 +72,30 @@ class ParallelBlock(nn.Module):
         hidden = config.mlp_dim * (2 if config.ff_activation == "swiglu" else 1)
         self.heads, self.scale = config.num_heads, config.head_dim**-0.5
         self.widths = (inner, inner, inner, hidden)
+        self.rates = (config.mha_dropout, config.ff_dropout, config.drop_path)
         self.norm = nn.LayerNorm(config.emb_dim)
         self.fused_linear = nn.Linear(config.emb_dim, sum(self.widths), bias=False)
         self.norm_q = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
         self.norm_k = nn.LayerNorm(inner) if config.norm_qk else nn.Identity()
         self.attention_out = nn.Linear(inner, config.emb_dim, bias=False)
-        self.attention_dropout = Dropout(config.mha_dropout)
-        self.activation = Activation(config.ff_activation)
-        self.ff_dropout = Dropout(config.ff_dropout)
+        self.activation = Activation(config.ff_activation)  # as the operator's, for those that take a block apart
         self.ff_out = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
-        self.drop_path = DropPath(config.drop_path)
-        self.width = sum(self.widths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (S, L, D) -> (S, L, D)."""
-        q, k, v, f = self.fused_linear(self.norm(x)).split(self.widths, dim=-1)
-        a = self.attention_dropout(attention(self.norm_q(q), self.norm_k(k), v, self.heads, self.scale))
-        f = self.ff_dropout(self.activation(f))
-        return x + self.drop_path(self.attention_out(a)) + self.drop_path(self.ff_out(f))
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        """x (S, L, D) -> (S, L, D); on a CPU, `recompute` keeps x alone for the backward."""
+        norms = [p for n in (self.norm_q, self.norm_k) if isinstance(n, nn.LayerNorm) for p in (n.weight, n.bias)]
+        weights = BlockWeights(
+            self.norm.weight, self.norm.bias, self.fused_linear.weight, self.attention_out.weight, self.ff_out.weight,
+            *norms,
+        )  # fmt: skip
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rates = self.rates if self.training else (0.0, 0.0, 0.0)
+        settings = BlockSettings(self.heads, self.scale, *rates, self.norm.eps, dtype)
+        return parallel_block(x, weights, settings, keep=torch.is_grad_enabled() and not recompute)
+
+    def extra_repr(self) -> str:
+        return "attention dropout={}, feed-forward dropout={}, drop path={}".format(*self.rates)
 
 
 class SequentialBlock(nn.Module):
@@ -132,7 +132,7 @@ class SequentialBlock(nn.Module):
         }
         rate = self.attention_dropout.rate if self.training else 0.0
         qkv = self.qkv(self.attention_norm(x))
-        a = packed_attention(qkv, self.heads, self.head_dim, self.scale, dropout=rate, **norms)
+        a = attention(qkv, self.heads, self.head_dim, self.scale, dropout=rate, **norms)
         x = x + self.drop_path(self.attention_dropout(self.attention_out(a)))
         f = self.ff_dropout(self.activation(self.ff_in(self.ff_norm(x))))
         x = x + self.drop_path(self.ff_dropout(self.ff_out(f)))
@@ -202,7 +202,6 @@ class Transformer(nn.Module):
         self.recompute: bool | None = None  # None: on CUDA
         block_class = ParallelBlock if config.parallel_attention else SequentialBlock
         blocks = [block_class(config) for _ in range(depth)]
-        self.width = max((b.width for b in blocks), default=0)
         self.blocks = nn.ModuleList(blocks)
         # Parallel blocks ignore generated positions, as the published ones do.
         if config.pos_encoding == "generated" and not config.parallel_attention and depth:
@@ -228,9 +227,13 @@ class Transformer(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         recompute = torch.is_grad_enabled() and (x.is_cuda if self.recompute is None else self.recompute)
+        on_cpu = x.device.type == "cpu"
+        if on_cpu and isinstance(block, ParallelBlock):  # takes groups, and recomputes, by itself
+            parallel: Tensor = block(x, recompute)
+            return parallel
         group = len(x)
-        if x.device.type != "cuda":
-            group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * self.width)))
+        if on_cpu and isinstance(block, SequentialBlock):
+            group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * block.width)))
         if group == len(x) and not recompute:
             y: Tensor = block(x)
             return y

@@ -1,0 +1,136 @@
+"""The operator `viv1t::parallel_block`: a Transformer block with attention and feed-forward side by side, whole.
+
+In training it keeps its input, and, where memory is to buy time, the fused projection and the attention's result. Masks
+are drawn again from the seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import parallel_block_cpu
+from .dropout import new_seed
+from .parallel_block_settings import BlockSettings, BlockWeights
+from .reference import parallel_block as reference
+
+__all__ = ["BlockSettings", "BlockWeights", "parallel_block"]
+
+
+def parallel_block(
+    x: Tensor, weights: BlockWeights, settings: BlockSettings, *, keep: bool = False, seed: Tensor | None = None
+) -> Tensor:
+    """The block's result for x (S, L, D), in its dtype; `reference/parallel_block.py` defines it.
+
+    CPUs run the operator; elsewhere, and where the model is exported, the definition runs as it stands.
+
+    Args:
+        x: (S, L, D) of any strides.
+        weights: of the block.
+        settings: of the block; rates of 0 drop nothing.
+        keep: keep the fused projection and the attention's result for the backward rather than compute them again.
+        seed: (1,) int64 that decides what the operator drops; drawn here if None and needed.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
+        return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings))
+    if seed is None and settings.drops:
+        seed = new_seed(x.device)
+    y, _, _ = _forward(x, *weights, seed, *settings, keep)
+    return y
+
+
+@torch.library.custom_op("viv1t::parallel_block", mutates_args=())
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fused: Tensor,
+    attention_out: Tensor,
+    ff_out: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    scale: float,
+    attention_dropout: float,
+    ff_dropout: float,
+    drop_path: float,
+    eps: float,
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result; the fused projection and the attention before its dropout, empty unless `keep`."""
+    weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
+    settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
+    return parallel_block_cpu.forward(x, weights, settings, seed, keep)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, fused: Tensor, attention_out: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, keep = rest[-2:]
+    shape = x.shape[:2] if keep else (0, 0)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(*shape, fused.shape[0], dtype=dtype),
+        x.new_empty(*shape, attention_out.shape[1], dtype=dtype),
+    )
+
+
+@torch.library.custom_op("viv1t::parallel_block_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    packed: Tensor,
+    attended: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fused: Tensor,
+    attention_out: Tensor,
+    ff_out: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    scale: float,
+    attention_dropout: float,
+    ff_dropout: float,
+    drop_path: float,
+    eps: float,
+    dtype: torch.dtype,
+    keep: bool,
+) -> list[Tensor]:
+    """Gradients of x and of each weight that is given, in order."""
+    weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
+    settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
+    return parallel_block_cpu.backward(grad, x, weights, settings, seed, (packed, attended) if keep else None)
+
+
+@_backward.register_fake
+def _(grad: Tensor, packed: Tensor, attended: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(torch.empty_like(w) for w in rest[:9] if w is not None)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs[:11])
+    ctx.settings = inputs[11:]
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    weights = ctx.saved_tensors[3:12]
+    nothing = (None,) * (1 + len(ctx.settings))
+    if grad is None:
+        return (None,) * 10 + nothing
+    grad_x, *others = _backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return grad_x, *(None if w is None else others.pop(0) for w in weights), *nothing
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
