@@ -96,6 +96,7 @@ class _Lane:
         self.dtype = settings.dtype
         self.length, self.inner = x.shape[1], weights.inner
         self.fused, self.attention_out, self.ff_out = (w.to(self.dtype) for w in weights[2:5])
+        self.fused_in = self.fused.t().contiguous()  # products with it are faster this way round
         self.norm = weights.norm_weight.to(self.wide), weights.norm_bias.to(self.wide)
         self.norms = [
             None if weight is None else Norm(weight, bias)
@@ -143,7 +144,7 @@ class _Lane:
             else (x[group] for x in kept)
         )
         rows, normalised, _, _ = self.normalise(group)
-        torch.mm(normalised.to(self.dtype), self.fused.t(), out=packed.view(len(rows), -1))
+        torch.mm(normalised.to(self.dtype), self.fused_in, out=packed.view(len(rows), -1))
         q, k, v, hidden = self.parts(packed)
         for run in self.attending(masks, attended):
             q_, k_ = (normalise(x[run], norm).y for x, norm in zip((q, k), self.norms, strict=True))
@@ -162,7 +163,7 @@ class _Lane:
         above = grad[group].reshape(rows.shape).to(self.wide).contiguous()
         if kept is None:
             packed, attended = self.empty(group, len(self.fused)), self.empty(group, self.inner)
-            torch.mm(normalised, self.fused.t(), out=packed.view(len(rows), -1))
+            torch.mm(normalised, self.fused_in, out=packed.view(len(rows), -1))
         else:
             packed, attended = (x[group] for x in kept)
         q, k, v, hidden = self.parts(packed)
@@ -241,7 +242,7 @@ def backward(
     number = None if seed is None else int(seed)
     wide = torch.promote_types(x.dtype, torch.float32)
     given = [w for w in weights if w is not None]
-    sums = [[torch.zeros(w.shape, dtype=wide) for w in given] for _ in lanes]
+    sums = [[torch.zeros(w.shape, dtype=wide) for w in given] for _ in range(max(1, len(lanes)))]
 
     def work(index: int) -> None:
         lane = _Lane(x, weights, settings, number, index)

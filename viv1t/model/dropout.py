@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viv1t.kernels.dropout import keep_rows, keep_scale
+
 
 class _MaskedScale(torch.autograd.Function):
     """x * mask * scale, keeping only the boolean mask for the backward."""
@@ -16,24 +18,12 @@ class _MaskedScale(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.scale = scale
-        return torch.ops.aten.native_dropout_backward(x, mask, scale)
+        return (x * mask).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return torch.ops.aten.native_dropout_backward(grads[0], mask, ctx.scale), None, None
-
-
-def keep_mask(shape: torch.Size, rate: float) -> Tensor:
-    """A boolean CPU mask, True with probability 1 - rate to within 2**-17.
-
-    PyTorch draws one Bernoulli number at a time on a CPU, about 10 ns each; four 16-bit numbers out of each 64 bits of
-    the same generator are several times faster, and as reproducible.
-    """
-    count = shape.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
-    threshold = round(rate * 65536) - 32768
-    return (bits.view(torch.int16)[:count] >= threshold).view(shape)
+        return (grads[0] * mask).mul_(ctx.scale), None, None
 
 
 class Dropout(nn.Module):
@@ -46,9 +36,10 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if x.device.type != "cpu" or self.rate >= 1 or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.rate)
-        y: Tensor = _MaskedScale.apply(x, keep_mask(x.shape, self.rate), 1 / (1 - self.rate))  # type: ignore[no-untyped-call]
+        mask = keep_rows(1, x.numel(), self.rate).view(x.shape)
+        y: Tensor = _MaskedScale.apply(x, mask, keep_scale(self.rate))  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:
