@@ -8,43 +8,78 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from viv1t.data.loader import Recordings
-from viv1t.errors import CheckpointError
-from viv1t.metrics import CorrelationAccumulator
+from viv1t.errors import CheckpointError, ConfigError
 from viv1t.model.viv1t import ViV1T
 from viv1t.safe_yaml import read_yaml
+from viv1t.scores import Scores, ScoresAccumulator
 from viv1t.train.ensemble import check_fit
 from viv1t.train.validate import scored_trials
+from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to compare predictions with responses, of which papers have several.
+
+    Attributes:
+        frames: how many of the last frames of a 300-frame trial: 250 leaves out the first 50, as the challenge does,
+            249 one more.
+        scale: responses are divided by their standard deviation over training trials, of each `frame` or of each
+            `neuron`; None: as the model was trained. Of the latter the scores are those of unscaled responses: no score
+            changes with a factor of a neuron's own.
+    """
+
+    frames: int = MAX_FRAMES - UNSCORED_FRAMES
+    scale: str | None = None
+
+
+AS_TRAINED = View()
+VIEWS = tuple(View(frames, scale) for scale in ("frame", "neuron") for frames in (249, 250))
 
 
 @dataclass
 class TierScores:
-    """Correlations of one tier, mean over neurons, by mouse.
+    """Scores of one tier, by mouse.
 
     Attributes:
-        single_trial: single-trial correlation.
-        to_average: correlation to the average over repeats; only mice whose tier shows movies more than once.
+        single_trial: single-trial correlation, mean over neurons.
+        to_average: correlation to the average over repeats, mean over neurons; only mice whose tier shows movies more
+            than once.
         hidden: mice whose responses are withheld in this tier.
-        by_neuron: single-trial correlation of every neuron (N,).
+        by_view: every score of every neuron, by view.
     """
 
     single_trial: dict[str, float] = field(default_factory=dict)
     to_average: dict[str, float] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
-    by_neuron: dict[str, np.ndarray] = field(default_factory=dict)
+    by_view: dict[View, dict[str, Scores]] = field(default_factory=dict)
+
+    def add(self, mouse_id: str, view: View, scores: Scores) -> None:
+        """Takes a mouse's scores."""
+        self.by_view.setdefault(view, {})[mouse_id] = scores
+        if view == AS_TRAINED:
+            self.single_trial[mouse_id] = float(scores.single_trial.mean())
+            if scores.to_average is not None:
+                self.to_average[mouse_id] = float(scores.to_average.mean())
 
 
-def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str]) -> dict[str, TierScores]:
+def evaluate(
+    models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str], views: Sequence[View] = ()
+) -> dict[str, TierScores]:
     """Scores the mean prediction of `models`.
 
     Args:
         models: in evaluation mode, all with the recordings' mice.
         recordings: whose mice are scored.
         tiers: names, as `validation`.
+        views: further views to score, beside `AS_TRAINED`.
 
     Raises:
+        ConfigError: a view needs statistics, and the recordings are not transformed.
         DataError: the recordings are not those of the models: other mice, neurons or frames.
     """
     check_fit(models, recordings)
@@ -57,47 +92,89 @@ def evaluate(models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[st
             if recordings.hidden(mouse_id, tier):
                 result.hidden.append(mouse_id)
                 continue
-            single, average = _score_mouse(models, recordings, mouse_id, tier)
-            result.by_neuron[mouse_id] = single
-            result.single_trial[mouse_id] = float(single.mean())
-            if average is not None:
-                result.to_average[mouse_id] = float(average.mean())
+            for view, score in _score_mouse(models, recordings, mouse_id, tier, [AS_TRAINED, *views]).items():
+                result.add(mouse_id, view, score)
     return scores
 
 
 def _score_mouse(
-    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Single-trial correlation and correlation to average, each (N,).
+    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str, views: Sequence[View]
+) -> dict[View, Scores]:
+    movies = recordings.repeats(mouse_id, tier)
+    order = [trial for trials in movies for trial in trials]  # so that few sums are held at a time
+    accumulators = {view: ScoresAccumulator(movies) for view in views}
+    factors = {view: _factor(recordings, mouse_id, view.scale) for view in views}
+    for trial, prediction, response in scored_trials(models, recordings, mouse_id, tier, order):
+        stop = recordings.frames(mouse_id, trial)
+        for view, accumulator in accumulators.items():
+            p, r = prediction, response
+            if (factor := factors[view]) is not None:
+                factor = factor if factor.shape[1] == 1 else factor[:, stop - p.shape[1] : stop]
+                p, r = p * factor, r * factor
+            late = max(0, p.shape[1] - (stop - MAX_FRAMES + view.frames))
+            accumulator.update(trial, p[:, late:], r[:, late:])
+    return {view: accumulator.result() for view, accumulator in accumulators.items()}
 
-    For the latter, predictions and responses are each averaged, frame by frame, over the trials that show one movie.
-    """
-    group_of = {t: i for i, group in enumerate(recordings.repeats(mouse_id, tier)) if len(group) > 1 for t in group}
-    sums: dict[int, tuple[Tensor, Tensor]] = {}
-    single = CorrelationAccumulator()
-    for trial, prediction, response in scored_trials(models, recordings, mouse_id, tier):
-        single.update(prediction, response)
-        if trial in group_of:
-            before = sums.get(group_of[trial])
-            sums[group_of[trial]] = (prediction + before[0], response + before[1]) if before else (prediction, response)
-    to_average = CorrelationAccumulator()
-    for i, (predictions, responses) in sums.items():
-        repeats = list(group_of.values()).count(i)
-        to_average.update(predictions / repeats, responses / repeats)
-    return single.result().numpy(), to_average.result().numpy() if sums else None
+
+def _factor(recordings: Recordings, mouse_id: str, scale: str | None) -> Tensor | None:
+    """(N, 1 or frames), from responses as the model was trained to responses of another scale; None for none."""
+    if scale is None:
+        return None
+    now = recordings.response_precision(mouse_id, MAX_FRAMES)
+    if scale == "neuron":
+        return torch.from_numpy(1 / now)
+    wanted = recordings.frame_precision(mouse_id, MAX_FRAMES)
+    if wanted is None:
+        raise ConfigError("responses cannot be scaled by frame: with --transform_mode 0 there are no statistics")
+    return torch.from_numpy(wanted / now)
 
 
 def as_mapping(scores: Mapping[str, TierScores]) -> dict[str, dict[str, object]]:
-    """For `evaluation.yaml`: {tier: {mouse: r, average: r}}, correlation to average under a key of its own."""
+    """For `evaluation.yaml`: {tier: {mouse: r, average: r}}, everything else under keys of its own."""
     result: dict[str, dict[str, object]] = {}
     averages: dict[str, object] = {}
+    everything: dict[str, object] = {}
     for tier, score in scores.items():
         if score.single_trial:
-            result[tier] = {**score.single_trial, "average": _mean(score.single_trial)}
+            result[tier] = {**score.single_trial, "average": mean_over_mice(score.single_trial)}
         if score.to_average:
-            averages[tier] = {**score.to_average, "average": _mean(score.to_average)}
+            averages[tier] = {**score.to_average, "average": mean_over_mice(score.to_average)}
+        views = {_view_name(v): view_mapping(by_mouse) for v, by_mouse in score.by_view.items() if v != AS_TRAINED}
+        if views:
+            everything[tier] = views
     if averages:
         result["correlation_to_average"] = averages
+    if everything:
+        result["all_metrics"] = everything
+    return result
+
+
+METRICS = ("single_trial", "per_trial", "to_average", "ccnorm", "feve")
+
+
+def mean_over_neurons(scores: Scores, metric: str) -> tuple[float | None, int]:
+    """The mean of a score over neurons, None where there is none; and over how many, where not every neuron has it."""
+    values = getattr(scores, metric)
+    if values is None:
+        return None, 0
+    if metric not in ("ccnorm", "feve"):
+        return float(values.mean()), 0
+    known = values[~np.isnan(values)]
+    return (float(known.mean()) if len(known) else None), len(known)
+
+
+def _view_name(view: View) -> str:
+    return f"last_{view.frames}_scaled_by_{view.scale}"
+
+
+def view_mapping(by_mouse: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+    """Means over neurons, {metric: {mouse: value, average: value}}; mice without a value are left out."""
+    result = {}
+    for metric in METRICS:
+        values = {m: mean_over_neurons(scores, metric)[0] for m, scores in by_mouse.items()}
+        known = {m: value for m, value in values.items() if value is not None}
+        if known:
+            result[metric] = {**known, "average": float(np.mean(list(known.values())))}
     return result
 
 
@@ -132,35 +209,6 @@ def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def as_table(scores: Mapping[str, TierScores]) -> str:
-    """A table for people: a row per mouse, two columns per tier."""
-    shown = [tier for tier, score in scores.items() if score.single_trial]
-    mice = list(dict.fromkeys(m for tier in shown for m in scores[tier].single_trial))
-    width = max([len(m) for m in mice] + [7])
-    columns = [max(len(tier), 21) for tier in shown]
-    lines = [" " * width + "".join(f"  {tier:>{w}}" for tier, w in zip(shown, columns, strict=True))]
-    lines.append(f"{'mouse':<{width}}" + "".join(f"  {'single':>{w - 11}} {'to average':>10}" for w in columns))
-
-    def cells(rows: Mapping[str, tuple[float | None, float | None]]) -> str:
-        text = ""
-        for tier, w in zip(shown, columns, strict=True):
-            single, average = rows[tier]
-            text += f"  {_number(single):>{w - 11}} {_number(average):>10}"
-        return text
-
-    for mouse in mice:
-        lines.append(
-            f"{mouse:<{width}}"
-            + cells({t: (scores[t].single_trial.get(mouse), scores[t].to_average.get(mouse)) for t in shown})
-        )
-    means = {t: (_mean(scores[t].single_trial), _mean(scores[t].to_average)) for t in shown}
-    lines.append(f"{'average':<{width}}" + cells(means))
-    return "\n".join(lines)
-
-
-def _mean(values: Mapping[str, float]) -> float | None:
+def mean_over_mice(values: Mapping[str, float]) -> float | None:
+    """The mean; None of nothing."""
     return float(np.mean(list(values.values()))) if values else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -54,17 +54,35 @@ class CorrelationAccumulator:
         self._mean += apart * (frames / total)
         self.frames = total
 
+    def mean(self) -> Tensor:
+        """(2, N): means of predictions and of responses.
+
+        Raises:
+            ValueError: no frame was added.
+        """
+        if self._mean is None:
+            raise ValueError("no frame to correlate: every trial is empty")
+        return self._mean
+
     def result(self) -> Tensor:
         """Correlation per neuron (N,), float64; NaN where a value was.
 
         Raises:
             ValueError: no frame was added.
         """
-        if self._sums is None:
-            raise ValueError("no frame to correlate: every trial is empty")
-        xx, yy, xy = self._sums / self.frames
+        xx, yy, xy = self.moments()
         result: Tensor = xy / ((xx.sqrt() + self.eps) * (yy.sqrt() + self.eps))
         return result
+
+    def moments(self) -> Tensor:
+        """(3, N): population variances of predictions and of responses, and their covariance.
+
+        Raises:
+            ValueError: no frame was added.
+        """
+        if self._sums is None:
+            raise ValueError("no frame to correlate: every trial is empty")
+        return self._sums / self.frames
 
 
 def correlation(

@@ -17,7 +17,7 @@ from viv1t import evaluate as evaluate_module
 from viv1t.cli.evaluate import main
 from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
-from viv1t.evaluate import evaluate, merged
+from viv1t.evaluate import AS_TRAINED, evaluate, merged
 from viv1t.metrics import correlation_to_average, single_trial_correlation
 from viv1t.train.run_folder import RunFolder, save_published
 from viv1t.types import SENSORIUM_SESSIONS
@@ -90,12 +90,71 @@ def test_movies_shown_more_often_weigh_no_more(monkeypatch: pytest.MonkeyPatch) 
     generator = torch.Generator().manual_seed(0)
     trials = [(i, *torch.rand(2, 3, 20, generator=generator)) for i in range(6)]
     monkeypatch.setattr(evaluate_module, "scored_trials", lambda *_: iter(trials))
-    recordings: Any = SimpleNamespace(repeats=lambda *_: [[0, 1], [2, 3, 4], [5]])
-    single, average = evaluate_module._score_mouse([], recordings, "F", "validation")
+    recordings: Any = SimpleNamespace(repeats=lambda *_: [[0, 1], [2, 3, 4], [5]], frames=lambda *_: 70)
+    scores = evaluate_module._score_mouse([], recordings, "F", "validation", [AS_TRAINED])[AS_TRAINED]
+    single, average = scores.single_trial, scores.to_average
     repeated = trials[:5]  # a movie shown once has no average
     expected = correlation_to_average([p for _, p, _ in repeated], [r for _, _, r in repeated], [0, 0, 1, 1, 1])
     assert average == pytest.approx(expected.numpy())
     assert single.mean() == pytest.approx(single_trial_correlation(*zip(*((p, r) for _, p, r in trials), strict=True)))
+
+
+def all_metrics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    out = ran([run, "--all-metrics", "--tier", "validation", "train", "--output", tmp_path / "all.yaml"], capsys)
+    return yaml.safe_load((tmp_path / "all.yaml").read_text())["all_metrics"], out
+
+
+def test_all_metrics_on_both_windows_and_scales(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, out = all_metrics(runs / "one", tmp_path, capsys)
+    views = ["last_249_scaled_by_frame", "last_250_scaled_by_frame", "last_249_scaled_by_neuron",
+             "last_250_scaled_by_neuron"]  # fmt: skip
+    assert list(scores["validation"]) == list(scores["train"]) == views
+    session = Session.open(mice / SENSORIUM_SESSIONS["F"])
+    predictions, scaled = predicted(runs / "one", mice, "F", "validation")
+    recordings = Recordings.open(RunFolder(runs / "one").config().data, 1)
+    unscaled: dict[str, list[np.ndarray]] = {"p": [], "r": []}
+    for trial, prediction in zip(session.trials("validation"), predictions, strict=True):
+        stop = session.duration(trial)
+        precision = recordings.response_precision("F", stop)[:, -prediction.shape[1] :]
+        unscaled["p"].append(prediction.numpy().astype(np.float64) / precision)
+        unscaled["r"].append(session.read("response", trial)[:, SKIP:stop].astype(np.float64))
+    recordings.close()
+    for view, (p, r) in {"frame": (predictions, scaled), "neuron": (unscaled["p"], unscaled["r"])}.items():
+        for frames in (249, 250):
+            late = 250 - frames
+            pairs = [(np.asarray(a)[:, late:], np.asarray(b)[:, late:]) for a, b in zip(p, r, strict=True)]
+            found = scores["validation"][f"last_{frames}_scaled_by_{view}"]
+            a, b = (np.concatenate(x, axis=1) for x in zip(*pairs, strict=True))
+            single = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+            assert found["single_trial"]["F"] == pytest.approx(single, abs=1e-5)
+            a, b = (np.mean(x, axis=0) for x in zip(*pairs, strict=True))
+            average = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+            assert found["to_average"]["F"] == pytest.approx(average, abs=1e-5)
+    values = {view: scores["validation"][view]["single_trial"]["F"] for view in views}
+    assert len({round(value, 7) for value in values.values()}) == 4
+    assert "validation: the last 249 frames of a 300-frame trial, responses scaled by neuron" in out
+    # Movies of the training tier are shown once.
+    assert set(scores["train"][views[0]]) == {"single_trial", "per_trial"}
+    assert "CCnorm leaves out" in out
+
+
+def test_a_model_of_another_scale_is_scored_on_both(
+    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.5])
+    train(mice, tmp_path / "neuron", epochs=1, response_scale="neuron", mouse_ids=["F"])
+    train(mice, tmp_path / "none", epochs=1, transform_mode=0, mouse_ids=["F"])
+    scores, _ = all_metrics(tmp_path / "neuron", tmp_path, capsys)
+    views = scores["validation"]
+    evaluation = yaml.safe_load((tmp_path / "all.yaml").read_text())
+    alike = views["last_250_scaled_by_neuron"]["single_trial"]["F"]
+    assert alike == pytest.approx(evaluation["validation"]["F"], abs=1e-6)
+    assert views["last_250_scaled_by_frame"]["single_trial"]["F"] != pytest.approx(alike, abs=1e-6)
+    # Without statistics there is nothing to scale frames by.
+    scores, _ = all_metrics(tmp_path / "none", tmp_path, capsys)
+    assert list(scores["validation"]) == ["last_249_scaled_by_neuron", "last_250_scaled_by_neuron"]
 
 
 def test_the_end_of_training_and_an_evaluation_agree(mice: Path, tmp_path: Path) -> None:
@@ -300,5 +359,6 @@ def test_neurons_are_scored_one_by_one(runs: Path, mice: Path) -> None:
     recordings = Recordings.open(config.data, 1)
     scores = evaluate([viv1t.load_model(runs / "one")], recordings, ["validation"])["validation"]
     recordings.close()
-    assert scores.by_neuron["F"].shape == (Session.open(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
-    assert scores.single_trial["F"] == pytest.approx(float(scores.by_neuron["F"].mean()))
+    by_neuron = scores.by_view[AS_TRAINED]["F"].single_trial
+    assert by_neuron.shape == (Session.open(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
+    assert scores.single_trial["F"] == pytest.approx(float(by_neuron.mean()))

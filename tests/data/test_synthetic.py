@@ -275,6 +275,23 @@ def test_noise_ceiling_is_the_pooled_correlation(mice: Path) -> None:
     assert np.array_equal(noise_ceiling(session, "validation"), np.load(session / "truth/noise_ceiling.npy"))
 
 
+def test_noise_ceiling_to_average_averages_both_over_repeats(mice: Path) -> None:
+    session = mice / OPEN
+    plans = [p for p in json.loads((session / "truth/trials.json").read_text()) if p["tier"] == "oracle"]
+    expected, recorded = [], []
+    for movie in sorted({p["movie"] for p in plans}):
+        trials = [p["trial"] for p in plans if p["movie"] == movie]
+        assert len(trials) == 3
+        rates = [np.load(session / "truth/rates" / f"{t}.npy") for t in trials]
+        assert not np.array_equal(rates[0], rates[1])  # behavior differs
+        stop = duration(session, trials[0])
+        expected.append(np.mean(rates, axis=0)[:, 50:stop])
+        recorded.append(np.mean([load(session, "responses", t)[:, 50:stop] for t in trials], axis=0))
+    pairs = zip(np.concatenate(expected, axis=1), np.concatenate(recorded, axis=1), strict=True)
+    correlation = [np.corrcoef(x, y)[0, 1] for x, y in pairs]
+    np.testing.assert_allclose(noise_ceiling(session, to_average=True), correlation, atol=1e-5)
+
+
 @pytest.mark.parametrize("tier", ["train", "none"])
 def test_noise_ceiling_needs_expected_responses(mice: Path, tier: str) -> None:
     with pytest.raises(DataError, match=tier):

@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from viv1t.cli.options import Parser, run_main
+from viv1t.cli.score_tables import NOTES, as_table, as_tables
 from viv1t.errors import DataError
-from viv1t.evaluate import as_mapping, as_table, evaluate, merged, read_evaluation
+from viv1t.evaluate import VIEWS, as_mapping, evaluate, merged, read_evaluation
 from viv1t.files import write_text
 from viv1t.train.ensemble import open_ensemble
 from viv1t.train.run_folder import RunFolder
@@ -31,6 +32,11 @@ def _work(argv: Sequence[str] | None) -> int:
         help=f"{', '.join(TIERS)} or all (default validation)",
     )  # fmt: skip
     parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="score these mice only")
+    parser.add_argument(
+        "--all_metrics", "--all-metrics", action="store_true",
+        help="also per-trial correlation, CCnorm and FEVE, on windows of 249 and 250 frames, with responses scaled by "
+        "frame and by neuron",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
     parser.add_argument(
         "--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs"
@@ -41,7 +47,8 @@ def _work(argv: Sequence[str] | None) -> int:
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
     models, recordings = open_ensemble(args.runs, best_device(args.device), args.data, args.mouse_ids)
     with closing(recordings):
-        scores = evaluate(models, recordings, tiers)
+        views = [v for v in VIEWS if v.scale == "neuron" or runs[0].config().data.transform != "none"]
+        scores = evaluate(models, recordings, tiers, views if args.all_metrics else ())
     for tier, score in scores.items():
         if score.hidden:
             print(f"{tier}: the responses of mouse {', '.join(score.hidden)} are withheld; left out")
@@ -53,6 +60,11 @@ def _work(argv: Sequence[str] | None) -> int:
     if not any(score.single_trial for score in scores.values()):
         raise DataError(f"nothing to score: no responses in {', '.join(tiers)}")
     print(as_table(scores))
+    if args.all_metrics:
+        for tier, score in scores.items():
+            if score.single_trial:
+                print("", as_tables(tier, score), sep="\n")
+        print(f"\n{NOTES}")
     result = as_mapping(scores)
     if args.output:
         output = Path(args.output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
 from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
-from viv1t.data.transform import Transform
+from viv1t.data.transform import Transform, response_affine
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
 
@@ -138,20 +138,24 @@ class Recordings:
             raise DataError(f"mouse {', '.join(empty)}: no trial of the tier train; leave it out with --mouse_ids")
         return self._training_reader.read(self._training_plans(epoch, first))
 
-    def trials(self, mouse_id: str, tier: str) -> Batches:
-        """The whole trials of a tier, one a batch, ascending, in host memory.
+    def trials(self, mouse_id: str, tier: str, order: Sequence[int] | None = None) -> Batches:
+        """The whole trials of a tier, one a batch, ascending or in the `order` given, in host memory.
 
         Raises:
             DataError: a trial is missing or damaged.
         """
         return self._reader.read(
-            BatchPlan(mouse_id, (Sample(trial, 0, self._frames(mouse_id, trial)),), None)
-            for trial in sorted(self.trial_ids(mouse_id, tier))
+            BatchPlan(mouse_id, (Sample(trial, 0, self.frames(mouse_id, trial)),), None)
+            for trial in (sorted(self.trial_ids(mouse_id, tier)) if order is None else order)
         )
 
     def trial_ids(self, mouse_id: str, tier: str) -> list[int]:
         """The trials of a tier: ascending; `train` as merged and limited for the run, in the order they were drawn."""
         return list(self._train[mouse_id]) if tier == "train" else self._sessions[mouse_id].trials(tier)
+
+    def frames(self, mouse_id: str, trial: int) -> int:
+        """How many frames of a trial are used."""
+        return self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(trial))
 
     def hidden(self, mouse_id: str, tier: str) -> bool:
         """Whether the tier's responses are withheld (all zero), so that it cannot be scored."""
@@ -173,6 +177,11 @@ class Recordings:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""
         affine = self._transforms[mouse_id].affine
         return affine["response"].part(0, frames)[1] if affine else np.ones((1, 1), np.float32)
+
+    def frame_precision(self, mouse_id: str, frames: int) -> np.ndarray | None:
+        """The same of `--response_scale frame`, whatever the recordings' own; None where there are no statistics."""
+        statistics = self._statistics[mouse_id]
+        return None if statistics is None else response_affine(mouse_id, statistics, "frame").part(0, frames)[1]
 
     def mean_response(self, mouse_id: str) -> np.ndarray:
         """(N,) float32, the mean transformed response over all used frames of the training set.
@@ -222,9 +231,6 @@ class Recordings:
     def _order_digest(self) -> str:
         return order_digest(self._seed, self._train, self._config.batch_size, self._config.crop_frame)
 
-    def _frames(self, mouse_id: str, trial: int) -> int:
-        return self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(trial))
-
     def _training_plans(self, epoch: int, first: int) -> Iterator[BatchPlan]:
         for index, (mouse, trials) in enumerate(self.order(epoch)[first:], first):
             if mouse not in self.served:
@@ -235,7 +241,7 @@ class Recordings:
             yield BatchPlan(mouse, samples, None if crop == -1 else self._transforms[mouse].frames(crop))
 
     def _sample(self, epoch: int, mouse: str, trial: int, visit: int) -> Sample:
-        recorded, crop = self._frames(mouse, trial), self._config.crop_frame
+        recorded, crop = self.frames(mouse, trial), self._config.crop_frame
         if crop == -1 or recorded <= crop:
             return Sample(trial, 0, recorded)
         return Sample(trial, crop_start(self._seed, epoch, mouse, trial, recorded - crop + 1, visit), crop)

@@ -46,13 +46,14 @@ def noise_ceiling(
         session: a synthetic session's folder.
         tier: one of `EVALUATION_TIERS`, or `validation` for `oracle`.
         skip: first frames of each trial that are left out.
-        to_average: against the mean response over the repeats of a movie, instead of single trials.
+        to_average: both averaged over the repeats of a movie first, as `correlation_to_average`; movies shown once
+            are left out.
 
     Returns:
         (N,) float32.
 
     Raises:
-        DataError: not a synthetic session, it has no trial of the tier, or `skip` leaves no frame.
+        DataError: not a synthetic session, it has no trial of the tier, no movie is repeated, or no frame is left.
     """
     truth = session / "truth"
     if not (truth / "trials.json").is_file():
@@ -64,14 +65,18 @@ def noise_ceiling(
     score = Correlation()
     for movie in sorted({p["movie"] for p in plans}):
         repeats = [p for p in plans if p["movie"] == movie]
+        if to_average and len(repeats) < 2:
+            continue
         window = slice(skip, min(repeats[0]["frames"], MAX_FRAMES))
         recorded = [_recorded(session, p["trial"])[:, window] for p in repeats]
+        expected = [np.load(truth / "rates" / f"{p['trial']}.npy")[:, window] for p in repeats]
         if to_average:
-            recorded = [np.mean(recorded, axis=0)] * len(repeats)
-        for p, response in zip(repeats, recorded, strict=True):
-            score.add(np.load(truth / "rates" / f"{p['trial']}.npy")[:, window], response)
+            recorded, expected = [np.mean(recorded, axis=0)], [np.mean(expected, axis=0)]
+        for rates, response in zip(expected, recorded, strict=True):
+            score.add(rates, response)
     if not score.count:
-        raise DataError(f"{session}: no frame is left of the tier {tier} after the first {skip}")
+        what = "no movie is repeated in" if to_average and skip < MAX_FRAMES else "no frame is left of"
+        raise DataError(f"{session}: {what} the tier {tier} after the first {skip} frames")
     return score.value()
 
 

@@ -134,15 +134,7 @@ class Transform:
         if family is None:
             raise ConfigError("--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1")
         affine = {v: self._affine(mode, v, family[v]) for v in VARIABLES if v != "response"}
-        try:
-            deviation = statistics.trial["response"].std
-            if response_scale == "neuron":
-                assert statistics.time is not None  # the configuration asks for computed statistics
-                deviation = np.broadcast_to(statistics.time["response"].std[:, None], deviation.shape)
-            precision = response_precision(_padded(deviation))
-        except ValueError as error:
-            raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
-        self.affine = affine | {"response": Affine(np.zeros_like(precision), precision)}
+        self.affine = affine | {"response": response_affine(mouse_id, statistics, response_scale)}
         if center_crop < 1:
             self.center = CenterCrop.of(frame_size, center_crop)
 
@@ -232,6 +224,23 @@ class Transform:
         if _FAMILY[mode] == "time":
             offset, scale = offset[..., None], scale[..., None]
         return Affine(np.ascontiguousarray(offset, np.float32), scale)
+
+
+def response_affine(mouse_id: str, statistics: MouseStatistics, scale: str) -> Affine:
+    """How responses are scaled: by the standard deviation of each `frame` or of each `neuron`.
+
+    Raises:
+        DataError: the responses are the same in every trial.
+    """
+    deviation = statistics.trial["response"].std
+    if scale == "neuron":
+        assert statistics.time is not None  # the configuration asks for computed statistics
+        deviation = np.broadcast_to(statistics.time["response"].std[:, None], deviation.shape)
+    try:
+        precision = response_precision(_padded(deviation))
+    except ValueError as error:
+        raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
+    return Affine(np.zeros_like(precision), precision)
 
 
 def _padded(std: np.ndarray) -> np.ndarray:

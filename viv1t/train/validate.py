@@ -60,9 +60,11 @@ def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
 
 @torch.no_grad()
 def scored_trials(
-    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str
+    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str, order: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(trial id, prediction (N, s), response (N, s)) of every trial: the last T - 50 of its first 300 frames.
+
+    Trials come ascending, or in the `order` given.
 
     Raises:
         ConfigError: a model does not predict every frame.
@@ -70,7 +72,7 @@ def scored_trials(
     """
     for model in models:
         check_every_frame(model.config)
-    for batch in recordings.trials(mouse_id, tier):
+    for batch in recordings.trials(mouse_id, tier, order):
         check_length(models, batch)
         frames = min(batch.video.shape[2], MAX_FRAMES)
         prediction = ensemble_prediction(models, batch)[0]
