@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import as_arguments, metrics, options, script_validation
+from tiny_runs import as_arguments, metrics, options
 
 from viv1t.cli.train import main
 from viv1t.data.session import Session
@@ -65,29 +64,6 @@ def test_trains_reports_and_continues(mice: Path, tmp_path: Path, capsys: pytest
 def test_verbose_0_is_silent(mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(mice, tmp_path / "run", epochs=1, verbose=0)) == 0
     assert capsys.readouterr() == ("", "")
-
-
-def test_wandb_gets_every_epoch(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-    logged: list[tuple[int, float]] = []
-
-    def init(**given: Any) -> Any:
-        made.append(given)
-        return SimpleNamespace(log=lambda row, step: logged.append((step, row["correlation"])))
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    script_validation(monkeypatch, [0.1, 0.2])
-    assert main(words(mice, tmp_path / "run", wandb="group", wandb_id="abc")) == 0
-    assert logged == [(1, 0.1), (2, 0.2)]
-    assert (made[0]["group"], made[0]["id"], made[0]["config"]["batch_size"]) == ("group", "abc", 2)
-
-
-def test_wandb_that_is_not_installed(
-    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    assert "pip install wandb" in failed(words(mice, tmp_path / "run", wandb="group"), capsys, status=2)
-    assert not (tmp_path / "run").exists()
 
 
 # -- interrupted ------------------------------------------------------------------------------------------------------

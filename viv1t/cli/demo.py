@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from viv1t.cli.train import run
 from viv1t.config import Options, RunConfig
 from viv1t.data.synthetic import Size, synthesize
 from viv1t.data.synthetic_truth import noise_ceiling
 from viv1t.errors import ConfigError
-from viv1t.model.readout import Gaussian2dReadout
-from viv1t.model.viv1t import ViV1T, module_key
 from viv1t.plot import learning_curves, receptive_fields, response_traces
+from viv1t.plot.run import positions_on_frame
 from viv1t.train.trainer import Trainer
 from viv1t.train.validate import scored_trials
 
@@ -62,22 +60,6 @@ OPTIONS: Options = {
 }
 
 
-def recovered_positions(model: ViV1T, trainer: Trainer, mouse_id: str) -> np.ndarray:
-    """(N, 2) receptive field centres that the readout learned, on the frame, at the mean gaze of validation."""
-    key = module_key(mouse_id)
-    readout = model.readouts[key]
-    assert isinstance(readout, Gaussian2dReadout)
-    with torch.no_grad():
-        positions = readout.positions()
-        if key in model.shifters:
-            shifts = []
-            for batch in trainer.recordings.trials(mouse_id, "validation"):
-                state = torch.cat((batch.behavior, batch.pupil_center), dim=1).to(positions.device)
-                shifts.append(model.shifters[key](state).mean(dim=(0, 1)))
-            positions = positions + torch.stack(shifts).mean(0)
-        return model.core.frame_positions(positions).cpu().numpy()
-
-
 def axis_correlations(true: np.ndarray, recovered: np.ndarray) -> tuple[float, float]:
     """Correlation over neurons of the x and of the y positions."""
     x, y = (float(np.corrcoef(true[:, i], recovered[:, i])[0, 1]) for i in (0, 1))
@@ -94,7 +76,7 @@ def draw(
     mean_ceiling = float(np.mean([c.mean() for c in ceilings.values()]))
     learning_curves(run.metrics, run.plots / f"learning_curves.{config.format}", ceiling=mean_ceiling, **form)
     true = {m: np.load(sessions[m] / "truth" / "positions.npy") for m in sessions}
-    recovered = {m: recovered_positions(trainer.model, trainer, m) for m in sessions}
+    recovered = {m: positions_on_frame(trainer.model, trainer.recordings, m) for m in sessions}
     receptive_fields(true, recovered, run.plots / f"receptive_fields.{config.format}", **form)
     mouse_id = next(iter(sessions))
     trial, prediction, response = next(scored_trials([trainer.model], trainer.recordings, mouse_id, "validation"))

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Any
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
-from viv1t.errors import ConfigError
 from viv1t.plot import learning_curves
+from viv1t.plot.run import draw_model
 from viv1t.train.distributed import started
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.run_log import RunLog
+from viv1t.train.trackers import Row, Tracker, check_trackers, trackers
 from viv1t.train.trainer import Trainer, best_device, check_trainable
 from viv1t.train.validate import Validation
 from viv1t.train.watch import Watch
-
-Row = dict[str, Any]
 
 
 def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
     check_trainable(config)
-    wandb = _wandb(config)
+    check_trackers(config)
     folder = RunFolder(config.train.output_dir)
     device = best_device(config.train.device)
     with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
@@ -42,38 +40,33 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
                 if not ranks.first:
                     return trainer, trainer.fit()
                 log.open(folder.log)
-                return trainer, trainer.fit(_after_epoch(config, folder, wandb))
+                with trackers(config, folder, trainer.epoch) as chosen:
+                    final = trainer.fit(_after_epoch(config, folder, chosen))
+                if config.train.save_plots:
+                    _draw_curves(config, folder)
+                    form, dpi = config.train.format, config.train.dpi
+                    draw_model(trainer.model.eval(), recordings, folder.plots, format=form, dpi=dpi)
+                return trainer, final
 
 
-def _wandb(config: RunConfig) -> Any:
-    """The package of that name, if the run is to be logged with it."""
-    if config.train.wandb is None:
-        return None
-    try:
-        import wandb  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ConfigError("--wandb needs the package wandb: install it with `pip install wandb`") from error
-    return wandb
-
-
-def _after_epoch(config: RunConfig, folder: RunFolder, wandb: Any) -> Callable[[Row], None]:
+def _after_epoch(config: RunConfig, folder: RunFolder, chosen: Sequence[Tracker]) -> Callable[[Row], None]:
     """Draws and logs each epoch, as asked for."""
-    train = config.train
-    logged = None
-    if wandb is not None:
-        logged = wandb.init(
-            group=train.wandb, name=folder.path.name, id=train.wandb_id, resume="allow", dir=str(folder.path),
-            config=config.to_options(),
-        )  # fmt: skip
 
     def after_epoch(row: Row) -> None:
-        if train.save_plots:
-            folder.plots.mkdir(exist_ok=True)
-            learning_curves(folder.metrics, folder.plots / f"learning_curves.{train.format}", dpi=train.dpi)
-        if logged is not None:
-            logged.log(row, step=row["epoch"])
+        if config.train.save_plots:
+            _draw_curves(config, folder)
+        for tracker in chosen:
+            tracker.log(row)
 
     return after_epoch
+
+
+def _draw_curves(config: RunConfig, folder: RunFolder) -> None:
+    if folder.metrics.is_file():
+        folder.plots.mkdir(exist_ok=True)
+        learning_curves(
+            folder.metrics, folder.plots / f"learning_curves.{config.train.format}", dpi=config.train.dpi
+        )
 
 
 def _work(argv: Sequence[str] | None) -> int:

@@ -183,6 +183,15 @@ class Recordings:
         statistics = self._statistics[mouse_id]
         return None if statistics is None else response_affine(mouse_id, statistics, "frame").part(0, frames)[1]
 
+    def movie(self, mouse_id: str, trial: int) -> np.ndarray:
+        """(T, H, W), the used frames of a trial's movie as recorded, grey levels.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        video = self._sessions[mouse_id].read("video", trial)
+        return np.moveaxis(video, -1, 0)[: self.frames(mouse_id, trial)]
+
     def mean_response(self, mouse_id: str) -> np.ndarray:
         """(N,) float32, the mean transformed response over all used frames of the training set.
 

@@ -1,0 +1,97 @@
+"""Where each epoch's numbers go besides `metrics.csv`: TensorBoard where it is installed, Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from viv1t.config import RunConfig
+from viv1t.errors import ConfigError
+from viv1t.files import write_text
+from viv1t.train.run_folder import RunFolder
+
+Row = Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """Takes the rows of `metrics.csv` as they come."""
+
+    def log(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `<run>/tensorboard`. A run that goes on from an earlier epoch takes back what came after it."""
+
+    def __init__(self, folder: RunFolder, epoch: int) -> None:
+        with warnings.catch_warnings(action="ignore"):  # of its own dependencies
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=epoch + 1)  # type: ignore[no-untyped-call]
+
+    def log(self, row: Row) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandB:
+    """A run of Weights & Biases; its id is kept in `<run>/wandb_id`, so that the run continues there too.
+
+    Without a network or an account, `WANDB_MODE=offline` keeps everything in the run folder.
+    """
+
+    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
+        import wandb
+
+        path = folder.path / "wandb_id"
+        known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        try:
+            self._run = wandb.init(
+                group=config.train.wandb, name=folder.path.name, id=config.train.wandb_id or known, resume="allow",
+                dir=str(folder.path), config=config.to_options(),
+            )  # fmt: skip
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"--wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline to keep the numbers in the "
+                "run folder"
+            ) from error
+        write_text(path, f"{self._run.id}\n")
+
+    def log(self, row: Row) -> None:
+        self._run.log(dict(row), step=row["epoch"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raises a ConfigError where a package that was asked for is missing."""
+    if config.train.wandb is not None and find_spec("wandb") is None:
+        raise ConfigError("--wandb needs the package wandb: install it with `pip install 'viv1t[wandb]'`")
+
+
+@contextmanager
+def trackers(config: RunConfig, folder: RunFolder, epoch: int) -> Iterator[list[Tracker]]:
+    """The trackers of a run that has finished `epoch` epochs; closed in the end.
+
+    Raises:
+        ConfigError: Weights & Biases cannot be reached.
+    """
+    chosen: list[Tracker] = []
+    try:
+        if find_spec("tensorboard") is not None:
+            chosen.append(TensorBoard(folder, epoch))
+        if config.train.wandb is not None:
+            chosen.append(WandB(folder, config))
+        yield chosen
+    finally:
+        for tracker in chosen:
+            tracker.close()
