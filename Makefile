@@ -17,5 +17,5 @@ test: $(STAMP)
 # Editable, so Python sources are live; the C++ sources are rebuilt when they change.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev,onnx,submission,tensorboard,test,video,wandb]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev,onnx,submission,tensorboard,test,triton,video,wandb]'
 	touch $@

@@ -1,6 +1,8 @@
-"""Where Triton kernels run: on the GPU where there is one, else in Triton's interpreter."""
+"""Where Triton kernels run: on the GPU where there is one, else in Triton's interpreter; and memory full of NaN."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,3 +13,13 @@ def kernel_device() -> torch.device:
     """The GPU, or the CPU in whose memory the interpreter works (see `TRITON_INTERPRET` in tests/conftest.py)."""
     pytest.importorskip("triton", reason="Triton is not installed")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN until they are written."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)

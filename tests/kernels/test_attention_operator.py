@@ -37,16 +37,6 @@ def run(case: Case, **options: Any) -> list[Tensor]:
     return [out.detach(), *joined(torch.autograd.grad(out, [packed, *parameters], case.grad))]
 
 
-@pytest.fixture
-def poisoned() -> Any:
-    """New tensors hold NaN until they are written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_definition_is_softmax_attention_of_each_sequence_and_head(causal: bool) -> None:
     case = make_case(dtype=torch.float64, length=5, heads=3, head_dim=4, causal=causal)

@@ -42,16 +42,6 @@ def run(case: Case) -> tuple[Tensor, Tensor, list[Tensor]]:
     return out, lse, joined([grad_packed, *weights])
 
 
-@pytest.fixture
-def poisoned() -> Any:
-    """New tensors hold NaN until they are written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("options", CASES, ids=name)
 def test_result_and_gradients_are_the_definition_s(kernel_device: torch.device, options: dict[str, Any]) -> None:
