@@ -17,6 +17,7 @@ FLOORS = {
     "model": 2, "criterion": 2, "metrics": 2,
     "train": 3, "scores": 3, "attention_rollout": 3,
     "evaluate": 4, "predict": 4, "predict_onnx": 4, "export": 4, "plot": 4,
+    "predict_movie": 4, "response_files": 4,
     "cli": 5,
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 if TYPE_CHECKING:
     from viv1t.prediction import TrialPrediction
 
+_MOVIE_ONLY = ("fit", "behavior", "pupil_center", "plot", "decoder")
+
 # What predicts is imported where it is used: each way needs other packages.
 
 
@@ -50,6 +52,17 @@ def _parser() -> Parser:
         help="scaled: responses divided by their standard deviation, as the model was trained; recorded: of the "
         "recording (default scaled)",
     )  # fmt: skip
+    movie = parser.add_argument_group("responses to a video file")
+    movie.add_argument("--movie", metavar="FILE", help="video to predict responses to, instead of recorded trials")
+    movie.add_argument("--fit", metavar="crop|pad|stretch", help="how it gets the model's proportions (default crop)")
+    for name, what in (("behavior", "pupil dilation and running speed"), ("pupil_center", "gaze")):
+        words = f"{what} as recorded, .npy of (2,) or (2, T) numbers (default the training median)"
+        movie.add_argument(f"--{name}", metavar="FILE", help=words)
+    movie.add_argument(
+        "--plot", nargs="?", const="", metavar="FILE",
+        help="draw responses beside the movie (default OUTPUT_DIR/MOVIE.png)",
+    )  # fmt: skip
+    movie.add_argument("--decoder", metavar="dali|pyav", help="what decodes it (default DALI on a GPU, else PyAV)")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -60,6 +73,14 @@ def _work(argv: Sequence[str] | None) -> int:
     exported = [run.endswith(".onnx") for run in args.runs]
     if any(exported) and not all(exported):
         raise ConfigError("give run folders or exported files, not both")
+    if args.movie is not None:
+        if any(exported):
+            raise ConfigError("--movie needs run folders: exported files predict recorded trials")
+        from viv1t.cli.predict_movie import predict_to_movie
+
+        return predict_to_movie(args)
+    if given := [name for name in _MOVIE_ONLY if getattr(args, name) is not None]:
+        raise ConfigError(f"--{given[0]} is for --movie, which was not given")
     return _predict_files(args) if all(exported) else _predict_runs(args)
 
 

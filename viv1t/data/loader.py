@@ -15,7 +15,7 @@ from viv1t.data.prefetch import Prefetcher
 from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
-from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics
+from viv1t.data.statistics import MouseStatistics, computed_statistics, medians, provided_statistics
 from viv1t.data.transform import Transform, response_affine
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
@@ -172,6 +172,17 @@ class Recordings:
     def transform(self, mouse_id: str) -> Transform:
         """What is done to a mouse's trials."""
         return self._transforms[mouse_id]
+
+    def state_median(self, mouse_id: str, variable: str) -> np.ndarray:
+        """(2,) float32, the median of `behavior` or `pupil_center` as recorded, over the tier `train`.
+
+        Raises:
+            DataError: a trial is missing or damaged, or there is none.
+        """
+        session = self._sessions[mouse_id]
+        if not session.trials("train"):
+            raise DataError(f"mouse {mouse_id}: no trial of the tier train to take the median {variable} from")
+        return medians(session, variable, "time")
 
     def response_precision(self, mouse_id: str, frames: int) -> np.ndarray:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""

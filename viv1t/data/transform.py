@@ -178,6 +178,10 @@ class Transform:
             pupil_center=values["pupil_center"],
         )
 
+    def state(self, variable: str, raw: np.ndarray) -> np.ndarray:
+        """Behavior or pupil_center, (2, T), of a trial's first T frames, float32."""
+        return self._values(variable, 0, raw, 0, raw.shape[-1])
+
     def response(self, trial_id: int, raw: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
         """The response alone, (N, frames) float32; arguments as for `apply`."""
         return self._values("response", trial_id, raw, first_frame, frames)

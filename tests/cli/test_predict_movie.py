@@ -1,0 +1,345 @@
+"""Responses to movies: windows, their joints, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from small_videos import moving_pattern, write_video
+
+from viv1t.cli.predict import main
+from viv1t.data.loader import Recordings
+from viv1t.errors import DataError
+from viv1t.model.viv1t import ViV1T
+from viv1t.plot.movie import MovieSummary, movie_responses, raster
+from viv1t.predict_movie import Joint, Windows, known_frames, predict_movie, state_of
+from viv1t.train.ensemble import open_ensemble
+
+SIZE = (36, 64)
+
+
+def pieces(movie: np.ndarray, size: int = 17) -> Iterator[torch.Tensor]:
+    for first in range(0, len(movie), size):
+        yield torch.from_numpy(movie[first : first + size]).float()
+
+
+def joined(models: list[ViV1T], recordings: Recordings, movie: np.ndarray, **options: object) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
+    for mouse, part in predict_movie(models, recordings, pieces(movie), len(movie), **options):  # type: ignore[arg-type]
+        parts.setdefault(mouse, []).append(part)
+    return {mouse: np.concatenate(p, axis=1) for mouse, p in parts.items()}
+
+
+@pytest.fixture
+def opened(run: Path) -> Iterator[tuple[list[ViV1T], Recordings]]:
+    models, recordings = open_ensemble([run], torch.device("cpu"))
+    with closing(recordings):
+        yield models, recordings
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [50, 300, 301, 349, 350, 499, 500, 501, 1234])
+@pytest.mark.parametrize(("longest", "unpredicted"), [(300, 0), (300, 14), (300, 49), (70, 4)])
+def test_windows_cover_a_movie_and_every_frame_has_its_context(total: int, longest: int, unpredicted: int) -> None:
+    windows = Windows.of(total, longest, unpredicted)
+    starts = windows.starts
+    assert starts[0] == 0
+    assert starts[-1] + windows.length == total
+    assert windows.length == min(total, longest)
+    assert windows.skipped >= unpredicted
+    for before, start in itertools.pairwise(starts):
+        # The window before reaches over the context and the fading of the next.
+        assert start < before + windows.length - windows.faded
+        assert start + windows.skipped <= before + windows.length - windows.faded
+    if longest == 300:
+        assert (windows.skipped, windows.faded) == (50, 50)
+
+
+def test_windows_that_are_too_short_are_refused() -> None:
+    with pytest.raises(DataError, match="4 frames are too short: the core predicts nothing for the first 4 frames"):
+        Windows.of(4, 70, 4)
+    with pytest.raises(DataError, match="windows of 70 frames are too short to be joined"):
+        Windows.of(200, 70, 60)
+    assert Windows.of(70, 70, 60).starts == [0]
+
+
+def test_what_windows_agree_on_is_joined_exactly() -> None:
+    truth = np.random.default_rng(0).random((3, 977)).astype(np.float32)
+    windows = Windows.of(977, 300, 14)
+    joint = Joint(windows)
+    parts = []
+    for start in windows.starts:
+        response = truth[:, start : start + 300].copy()
+        response[:, :14] = np.nan
+        parts.append(joint.add(start, response, final=start + 300 == 977))
+    found = np.concatenate(parts, axis=1)
+    assert np.isnan(found[:, :14]).all()
+    assert np.allclose(found[:, 14:], truth[:, 14:], rtol=0, atol=1e-6)
+
+
+def test_what_windows_disagree_on_passes_over_in_equal_steps() -> None:
+    windows = Windows.of(500, 300, 0)
+    assert windows.starts == [0, 200]
+    joint = Joint(windows)
+    low, high = np.zeros((1, 300), np.float32), np.ones((1, 300), np.float32)
+    found = np.concatenate([joint.add(0, low, final=False), joint.add(200, high, final=True)], axis=1)[0]
+    assert (found[:250] == 0).all()
+    assert np.allclose(found[250:300], np.arange(1, 51) / 51)
+    assert (found[300:] == 1).all()
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_movie_of_one_window_is_the_direct_prediction(opened: tuple[list[ViV1T], Recordings]) -> None:
+    """A trial shown as a movie, with its own behaviour and gaze, is predicted bit for bit as the trial is."""
+    models, recordings = opened
+    session = recordings._sessions["F"]
+    for trial in session.trials("validation"):
+        duration = session.duration(trial)
+        raw = {v: session.read(v, trial)[..., :duration] for v in ("video", "behavior", "pupil_center")}
+        (batch,) = (b for b in recordings.trials("F", "validation") if b.trial_ids == (trial,))
+        with torch.no_grad():
+            direct = models[0](batch.video, "F", batch.behavior, batch.pupil_center)[0].numpy()
+        states = {"behavior": raw["behavior"], "pupil_center": raw["pupil_center"]}
+        found = joined(models, recordings, np.moveaxis(raw["video"], -1, 0), states=states)["F"]
+        before = duration - direct.shape[1]
+        assert np.isnan(found[:, :before]).all()
+        assert np.array_equal(found[:, before:], direct)
+
+
+def known(recordings: Recordings) -> int:
+    """The longest window of the tiny mice: their statistics reach that far."""
+    return min(known_frames(recordings.transform(mouse)) for mouse in recordings.mice)
+
+
+def test_joints_jump_no_more_than_a_different_context_explains(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    movie = moving_pattern(260, *SIZE)
+    windows = Windows.of(260, known(recordings), 4)
+    assert len(windows.starts) > 3
+    found = joined(models, recordings, movie)["F"]
+    assert found.shape == (6, 260)
+    for before, start in itertools.pairwise(windows.starts):
+        # The two windows by themselves: the same frames in one context and in the other.
+        one, other = (np.full((6, 260), np.nan, np.float32) for _ in range(2))
+        for alone, first in ((one, before), (other, start)):
+            span = slice(first, first + windows.length)
+            alone[:, span] = joined(models, recordings, movie[span])["F"]
+        stop = before + windows.length
+        faded = slice(stop - windows.faded, stop)
+        assert (found[:, faded] >= np.fmin(one, other)[:, faded] - 1e-6).all()
+        assert (found[:, faded] <= np.fmax(one, other)[:, faded] + 1e-6).all()
+        # Beyond the steps that the windows' own predictions make, one small step of what sets the two apart.
+        share = np.arange(windows.faded + 1, dtype=np.float32) / (windows.faded + 1)  # of the other, before each step
+        around = slice(faded.start - 1, faded.stop)
+        own = (1 - share[:-1]) * np.diff(one[:, around]) + share[:-1] * np.diff(other[:, around])
+        apart = np.abs(one - other)[:, faded].max(axis=1, keepdims=True) / (windows.faded + 1)
+        assert apart.min() > 1e-5
+        assert (np.abs(np.diff(found[:, around]) - own) <= apart + 1e-6).all()
+        if stop < 260:
+            last = slice(stop - 1, stop + 1)
+            assert (np.abs(np.diff(found[:, last]) - np.diff(other[:, last])) <= apart + 1e-6).all()
+
+
+def test_frames_between_joints_are_those_of_their_window(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    movie = moving_pattern(200, *SIZE)
+    found = joined(models, recordings, movie)
+    longest = known(recordings)
+    windows = Windows.of(200, longest, 4)
+    second = windows.starts[1]
+    for mouse in ("F", "G"):
+        alone = joined(models, recordings, movie[second : second + longest])[mouse]
+        own = slice(longest, second + longest - windows.faded)  # after the first fading, before the second
+        assert own.stop > own.start
+        assert np.array_equal(found[mouse][:, own], alone[:, own.start - second : own.stop - second])
+
+
+def test_medians_stand_in_for_behaviour_and_gaze(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    movie = moving_pattern(60, *SIZE)
+    session = recordings._sessions["F"]
+    medians = {}
+    for variable in ("behavior", "pupil_center"):
+        arrays = [session.read(variable, t)[:, : session.duration(t)] for t in session.trials("train")]
+        medians[variable] = np.median(np.concatenate(arrays, axis=1), axis=1)
+        assert np.allclose(recordings.state_median("F", variable), medians[variable], rtol=1e-6)
+    default = joined(models, recordings, movie)["F"]
+    given = joined(models, recordings, movie, states={k: np.float32(v) for k, v in medians.items()})["F"]
+    assert np.allclose(default, given, equal_nan=True, atol=1e-5)
+    other = joined(models, recordings, movie, states={"behavior": medians["behavior"] * 3})["F"]
+    assert not np.allclose(default, other, equal_nan=True, atol=1e-3)
+
+
+def test_recorded_units_divide_by_the_precision(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    movie = moving_pattern(60, *SIZE)
+    scaled = joined(models, recordings, movie)["F"]
+    recorded = joined(models, recordings, movie, units="recorded")["F"]
+    assert np.allclose(recorded * recordings.response_precision("F", 60), scaled, equal_nan=True)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    assert state_of(np.array([1, 2]), "behavior", 5).shape == (2, 5)
+    for values, reason in (
+        (np.zeros((2, 4)), r"--behavior: expected \(2,\) or \(2, 5\) numbers, as the movie has, found \(2, 4\)"),
+        (np.zeros(3), "expected"),
+        (np.array(["a", "b"]), "expected"),
+        (np.array([1, np.nan]), "holds values that are not finite"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            state_of(values, "behavior", 5)
+
+
+def test_a_movie_of_another_length_than_said_is_refused(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    for said in (59, 61):
+        with pytest.raises(DataError, match=r"the movie (ended after 60 frames of 61|has more than the 59 frames)"):
+            for _ in predict_movie(models, recordings, pieces(moving_pattern(60, *SIZE)), said):
+                pass
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    status = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def test_the_command_writes_npy_parquet_and_a_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: tuple[list[ViV1T], Recordings]
+) -> None:
+    luma = moving_pattern(240, 72, 128)
+    film = write_video(tmp_path / "film.webm", luma, rate=60)
+    out = tmp_path / "out"
+    text = predicted(capsys, run, "--movie", film, "--out", out, "--plot", "--quiet")
+    assert "240 frames of 72 x 128 pixels in 4.00 s became 120 of 36 x 64 at 30 Hz, decoded by pyav" in text
+    models, recordings = opened
+    small = luma[::2].reshape(120, 36, 2, 64, 2).mean((2, 4))
+    expected = joined(models, recordings, small.astype(np.float32))
+    predicted(capsys, run, "--movie", film, "--out", out, "--format", "parquet", "--quiet")
+    for id, mouse in recordings.mice.items():
+        found = np.load(out / mouse.session / "film.npy")
+        assert found.dtype == np.float32
+        assert np.allclose(found, expected[id], equal_nan=True, atol=1e-5)
+        assert str(out / mouse.session / "film.npy") in text
+        table = pq.read_table(out / mouse.session / "film.parquet")
+        assert np.array_equal(np.stack(table["response"].to_numpy()).T, found, equal_nan=True)
+        assert table["frame"].to_pylist() == list(range(120))
+        assert np.allclose(table["time"], np.arange(120) / 30)
+        assert json.loads(table.schema.metadata[b"neuron_ids"]) == mouse.unit_ids.tolist()
+        assert table.schema.metadata[b"mouse"].decode() == mouse.session
+    assert (out / "film.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob("*.part*"))
+
+
+def test_states_from_files_and_chosen_mice(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film = write_video(tmp_path / "film.mp4", moving_pattern(90, *SIZE))
+    np.save(tmp_path / "running.npy", np.random.default_rng(0).random((2, 90)) * 5)
+    np.save(tmp_path / "gaze.npy", np.array([30.0, 20.0]))
+    common = (run, "--movie", film, "--mouse_ids", "F", "--quiet")
+    predicted(capsys, *common, "--out", tmp_path / "a")
+    states = ("--behavior", tmp_path / "running.npy", "--pupil_center", tmp_path / "gaze.npy")
+    predicted(capsys, *common, *states, "--out", tmp_path / "b")
+    (one,), (other,) = ([*(tmp_path / name).rglob("*.npy")] for name in "ab")
+    assert np.load(one).shape == np.load(other).shape == (6, 90)
+    assert not np.allclose(np.load(one), np.load(other), equal_nan=True, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "reason"),
+    [
+        (["--movie", "{film}", "--tier", "train"], 2, "leave --tier and --submission out"),
+        (["--movie", "{film}", "--fit", "fill"], 2, "--fit must be one of crop, pad, stretch, not fill"),
+        (["--movie", "{film}", "--plot", "p.gif"], 2, "its name must end in one of pdf, svg, png"),
+        (["--movie", "{film}", "--decoder", "dali"], 2, "DALI cannot decode it: it does not decode h264 on the CPU"),
+        (["--movie", "absent.mp4"], 1, "--movie absent.mp4: no such file"),
+        (["--movie", "{text}"], 1, "text.mp4: not a video file, or damaged"),
+        (["--movie", "{film}", "--behavior", "{short}"], 1, r"--behavior: expected (2,) or (2, 90) numbers"),
+        (["--movie", "{film}", "--behavior", "absent.npy"], 1, "--behavior absent.npy: no such file"),
+        (["--movie", "{film}", "--data", "absent"], 1, "--data absent: no such folder"),
+        (["--fit", "pad"], 2, "--fit is for --movie"),
+        (["--plot"], 2, "--plot is for --movie"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    words: list[str], status: int, reason: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = write_video(tmp_path / "film.mp4", moving_pattern(90, *SIZE), "libx264")
+    np.save(tmp_path / "short.npy", np.zeros((2, 89)))
+    (tmp_path / "text.mp4").write_bytes(b"no film" * 100)
+    names = {"film": film, "short": tmp_path / "short.npy", "text": tmp_path / "text.mp4"}
+    given = [word.format(**names) for word in words]
+    try:
+        found = main([str(run), *given, "--out", str(tmp_path / "out"), "--quiet"])
+    except SystemExit as error:
+        found = int(str(error.code))
+    captured = capsys.readouterr()
+    assert found == status
+    assert reason in captured.err
+    assert captured.err.count("\n") == 1
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_memory_does_not_grow_with_the_movie(opened: tuple[list[ViV1T], Recordings]) -> None:
+    """The movie is asked for piece by piece, no further ahead than the window that is predicted."""
+    models, recordings = opened
+    asked = 0
+
+    def movie() -> Iterator[torch.Tensor]:
+        nonlocal asked
+        for _ in range(100):
+            asked += 10
+            yield torch.zeros(10, *SIZE)
+
+    given = 0
+    for mouse, part in predict_movie(models, recordings, movie(), 1000):
+        if mouse == "F":
+            given += part.shape[1]
+            assert asked - given <= 70 + 10
+    assert given == 1000
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_takes_means_over_bins() -> None:
+    rng = np.random.default_rng(0)
+    responses = rng.random((5, 1500)).astype(np.float32)
+    responses[:, :10] = np.nan
+    summary = MovieSummary(1500, {"F": 5})
+    for first in range(0, 1500, 70):
+        summary.add_stimulus(np.full((len(responses[0, first : first + 70]), 2, 3), first))
+        summary.add_response("F", responses[:, first : first + 70])
+    rates = summary.rates("F")
+    assert rates.shape == (5, 500)
+    expected = responses[:, 12:].reshape(5, -1, 3).mean(2)
+    assert np.allclose(rates[:, 4:], expected, atol=1e-5)
+    assert np.isnan(rates[:, :3]).all()
+    assert len(summary.stills) == 8
+    order = raster(rates)
+    assert order.shape == (5, 500)
+    assert (np.diff(np.nanargmax(order, axis=1)) >= 0).all()
+
+
+def test_nothing_predicted_is_not_drawn(tmp_path: Path) -> None:
+    summary = MovieSummary(4, {"F": 2})
+    summary.add_stimulus(np.zeros((4, 2, 2)))
+    summary.add_response("F", np.full((2, 4), np.nan))
+    with pytest.raises(DataError, match="nothing to draw: no frame of the movie was predicted"):
+        movie_responses(summary, tmp_path / "p.png")
+    assert not re.search("p.png", str(list(tmp_path.iterdir())))

@@ -1,0 +1,81 @@
+"""`viv1t-predict RUN --movie FILE`: responses to a video file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from viv1t.data.frames import FITS
+from viv1t.data.movie import Movie
+from viv1t.data.npy import read_npy
+from viv1t.errors import ConfigError, DataError
+from viv1t.plot.movie import MovieSummary, movie_responses
+from viv1t.plot.style import figure_path
+from viv1t.predict_movie import STATES, predict_movie
+from viv1t.prediction import check_pyarrow
+from viv1t.progress import Progress
+from viv1t.response_files import npy_file, parquet_file
+from viv1t.train.ensemble import open_ensemble
+from viv1t.train.trainer import best_device
+
+
+def predict_to_movie(args: argparse.Namespace) -> int:
+    """Predicts the responses of every mouse of a run, or of several as an ensemble, to `args.movie`."""
+    if args.tier or args.submission:
+        raise ConfigError("--movie predicts a video file: leave --tier and --submission out")
+    if args.fit not in (None, *FITS):
+        raise ConfigError(f"--fit must be one of {', '.join(FITS)}, not {args.fit}")
+    path, out = Path(args.movie), Path(args.output_dir)
+    figure = None if args.plot is None else Path(args.plot or out / f"{path.stem}.png")
+    if figure is not None:
+        figure_path(figure, None)
+    if args.format == "parquet":
+        check_pyarrow()
+    if not path.is_file():
+        raise DataError(f"--movie {path}: no such file")
+    states = {name: _read(name, file) for name in STATES if (file := getattr(args, name)) is not None}
+    device = best_device(args.device)
+    models, recordings = open_ensemble(args.runs, device, args.data, args.mouse_ids)
+    with closing(recordings), ExitStack() as files:
+        movie = Movie(path, models[0].frame_size, args.fit or "crop", device, args.decoder)
+        mice = recordings.mice
+        write, ending = (parquet_file, "parquet") if args.format == "parquet" else (npy_file, "npy")
+        targets = {id: out / mouse.session / f"{path.stem}.{ending}" for id, mouse in mice.items()}
+        writers = {id: files.enter_context(write(targets[id], mouse, movie.frames)) for id, mouse in mice.items()}
+        summary = MovieSummary(movie.frames, {id: mouse.neurons for id, mouse in mice.items()})
+        progress = Progress("predicting", movie.frames * len(mice), "frames", show=not args.quiet)
+
+        def stimulus() -> Iterator[Tensor]:
+            for piece in movie.chunks():
+                summary.add_stimulus(piece.cpu().numpy())
+                yield piece
+
+        for id, responses in predict_movie(models, recordings, stimulus(), movie.frames, states, args.units):
+            writers[id](responses)
+            summary.add_response(id, responses)
+            progress.step(f"mouse {id}", responses.shape[1])
+        progress.close()
+    info = movie.info
+    print(
+        f"{path}: {info.frames} frames of {info.size[0]} x {info.size[1]} pixels in {info.end:.2f} s became "
+        f"{movie.frames} of {models[0].frame_size[0]} x {models[0].frame_size[1]} at 30 Hz, decoded by {movie.decoder}"
+    )
+    for id, target in targets.items():
+        print(f"mouse {id}: {mice[id].neurons} neurons written to {target}")
+    if figure is not None:
+        print(f"drawn in {movie_responses(summary, figure, title=path.name)}")
+    return 0
+
+
+def _read(name: str, file: str) -> np.ndarray:
+    try:
+        return read_npy(Path(file))
+    except FileNotFoundError as error:
+        raise DataError(f"--{name} {file}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"--{name} {file}: {error}") from error
