@@ -26,8 +26,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _LOSSLESS = {"lossless": "1", "cpu-used": "8", "auto-alt-ref": "0", "lag-in-frames": "0", "g": "30"}
 # Per case: codec, its options, frames, height and width.
 FILMS = {
-    "vp9-lossless-360p": ("libvpx-vp9", _LOSSLESS, 300, 360, 640),
-    "h264-1080p": ("libx264", {"crf": "20", "preset": "veryfast"}, 300, 1080, 1920),
+    "vp9-lossless-360p": ("libvpx-vp9", _LOSSLESS, 150, 360, 640),
+    "h264-1080p": ("libx264", {"crf": "20", "preset": "veryfast"}, 120, 1080, 1920),
 }
 TRIALS, TRIAL_FRAMES = 10, 300
 
@@ -42,9 +42,11 @@ def natural(frames: int, height: int, width: int) -> np.ndarray:
     scene = np.fft.irfft2(phases / frequency, s=(tall, wide))
     scene = 127 + 45 * scene / scene.std()
     rows = (32 + 30 * np.sin(np.arange(frames) / 40)).astype(int)
+    noise = rng.normal(0, 1, scene.shape)
     film = np.empty((frames, height, width), np.uint8)
     for i, row in enumerate(rows):
-        film[i] = (scene[row : row + height, i : i + width] + rng.normal(0, 1, (height, width))).clip(0, 255)
+        own = noise[rng.integers(64) :, rng.integers(frames) :][:height, :width]
+        film[i] = (scene[row : row + height, i : i + width] + own).clip(0, 255)
     return film
 
 
