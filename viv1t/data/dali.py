@@ -102,7 +102,9 @@ def chunks(info: VideoInfo, frames: int, device: torch.device) -> Iterator[tuple
         for _ in range(meta["epoch_size"]):
             video, numbers, times = (out.as_tensor() for out in pipeline.run())
             pixels = torch.empty(video.shape()[1:], dtype=torch.uint8, device=device)
-            feed_ndarray(video, pixels[None], cuda_stream=stream)  # DALI uses its own memory again
+            feed_ndarray(video, pixels[None], cuda_stream=stream)
+            if stream is not None:
+                stream.synchronize()  # before DALI uses its own memory again
             numbers, times = (np.array(out.as_cpu() if stream else out)[0] for out in (numbers, times))
             known = int((numbers >= 0).sum())
             time = float(times[known - 1])
