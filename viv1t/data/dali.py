@@ -20,7 +20,7 @@ from viv1t.data.video import VideoInfo, check_end
 from viv1t.errors import DataError
 
 _CPU_CODECS = {"vp8", "vp9", "mjpeg"}
-_GPU_CODECS = {*_CPU_CODECS, "av1", "libdav1d", "h264", "hevc", "mpeg4"}
+_GPU_CODECS = {*_CPU_CODECS, "av1", "h264", "hevc", "mpeg4"}
 _NAMES = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}  # FFmpeg's decoders by their codecs' names
 _SUPPORTED = (2,)  # major versions
 _PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
