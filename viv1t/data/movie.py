@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.data import dali, video
+from viv1t.data import dali
 from viv1t.data.frames import Resize, resample, resampled_length
+from viv1t.data.video import VideoInfo, decode, probe
 from viv1t.errors import ConfigError
 
 CHUNK_BYTES = 32 << 20  # of luma that is decoded before it is resized
@@ -47,7 +50,7 @@ class Movie:
         decoder: str | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.info = info = video.probe(Path(path))
+        self.info = info = probe(Path(path))
         self.frames = resampled_length(info.end)
         if decoder not in (None, "dali", "pyav"):
             raise ConfigError(f"--decoder must be dali or pyav, not {decoder}")
@@ -70,9 +73,20 @@ class Movie:
         Raises:
             DataError: the file is damaged.
         """
-        decoded = (dali if self.decoder == "dali" else video).chunks(self.info, self._chunk, self.device)
-        yield from resample(decoded, self.info.end, self._resize)
+        decoded = dali.chunks if self.decoder == "dali" else _pyav_chunks
+        yield from resample(decoded(self.info, self._chunk, self.device), self.info.end, self._resize)
 
     def read(self) -> Tensor:
         """The whole stimulus, (T, H, W); raises as `chunks`."""
         return torch.cat(list(self.chunks()))
+
+
+def _pyav_chunks(info: VideoInfo, frames: int, device: torch.device) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """The frames of a video, up to `frames` at a time, on a device: times (n,) and luma (n, H, W); as `decode`."""
+    import torch
+
+    decoded = decode(info)
+    while some := list(islice(decoded, frames)):
+        luma = np.stack([luma for _, luma in some])
+        luma = luma if luma.dtype == np.uint8 else luma.astype(np.float32)
+        yield np.array([time for time, _ in some]), torch.from_numpy(luma).to(device)

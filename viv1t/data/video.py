@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ from viv1t.errors import DataError
 
 if TYPE_CHECKING:
     import av
-    import torch  # recordings are also read where there is no PyTorch
-    from torch import Tensor
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 LONGEST_STILL = 3600.0  # seconds between frames, above which time stamps are not believed
@@ -172,17 +169,6 @@ def decode(info: VideoInfo, threads: int = 0) -> Iterator[tuple[float, np.ndarra
             index += 1
             yield time, _luma(frame, info.bits)
     check_end(info, time)
-
-
-def chunks(info: VideoInfo, frames: int, device: torch.device) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The frames of a video, up to `frames` at a time, on a device: times (n,) and luma (n, H, W); as `decode`."""
-    import torch
-
-    decoded = decode(info)
-    while some := list(islice(decoded, frames)):
-        luma = np.stack([luma for _, luma in some])
-        luma = luma if luma.dtype == np.uint8 else luma.astype(np.float32)
-        yield np.array([time for time, _ in some]), torch.from_numpy(luma).to(device)
 
 
 def check_end(info: VideoInfo, time: float) -> None:
