@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import parallel_block_cpu
+from .attention import attention
 from .dropout import new_seed
 from .parallel_block_settings import BlockSettings, BlockWeights
 from .reference import parallel_block as reference
@@ -24,7 +25,8 @@ def parallel_block(
 ) -> Tensor:
     """The block's result for x (S, L, D), in its dtype; `reference/parallel_block.py` defines it.
 
-    CPUs run the operator; elsewhere, and where the model is exported, the definition runs as it stands.
+    CPUs run the operator. GPUs run the definition around the operator `viv1t::attention`; where the model is exported,
+    the definition runs as it stands.
 
     Args:
         x: (S, L, D) of any strides.
@@ -33,12 +35,27 @@ def parallel_block(
         keep: keep the fused projection and the attention's result for the backward rather than compute them again.
         seed: (1,) int64 that decides what the operator drops; drawn here if None and needed.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
-        return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings))
+    if torch.compiler.is_exporting():
+        return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, True))
+    if x.device.type != "cpu":
+        return around_attention(x, weights, settings)
     if seed is None and settings.drops:
         seed = new_seed(x.device)
     y, _, _ = _forward(x, *weights, seed, *settings, keep)
     return y
+
+
+def around_attention(x: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
+    """The block as plain operations around the attention's operator, which keeps neither scores nor masks."""
+
+    def attend(packed: Tensor) -> Tensor:
+        return attention(
+            packed, settings.heads, weights.inner // settings.heads, settings.scale, q_weight=weights.q_weight,
+            q_bias=weights.q_bias, k_weight=weights.k_weight, k_bias=weights.k_bias,
+            dropout=settings.attention_dropout,
+        )  # fmt: skip
+
+    return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, False), attend)
 
 
 @torch.library.custom_op("viv1t::parallel_block", mutates_args=())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from viv1t.kernels import parallel_block_cpu as cpu
-from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, parallel_block
+from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, around_attention, parallel_block
 from viv1t.kernels.reference.parallel_block import Kept
 from viv1t.kernels.reference.parallel_block import parallel_block as definition
 
@@ -93,6 +93,20 @@ def test_definition_is_the_block_written_out(variant: str) -> None:
     f = f[..., :7] * f[..., 7:] * torch.sigmoid(f[..., 7:]) if w.swiglu else f * (1 + torch.erf(f / 2**0.5)) / 2
     expected = x + torch.cat(heads, -1) @ w.attention_out.T + f @ w.ff_out.T
     torch.testing.assert_close(definition(x, w, settings), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_form_for_gpus_is_the_definition(variant: str) -> None:
+    x, weights, settings = make(SHAPES["odd"], *VARIANTS[variant])
+    expected = results(definition(x, weights, settings), x, weights)
+    assert_close(results(around_attention(x, weights, settings), x, weights), expected, 1e-12)
+    dropping = settings._replace(attention_dropout=0.4, ff_dropout=0.2, drop_path=0.3)
+    with torch.no_grad():
+        draws = torch.stack([around_attention(x, weights, dropping) for _ in range(400)])
+    error = (draws.mean(0) - expected[0]) / (draws.std(0) / len(draws) ** 0.5)
+    assert error.abs().max() < 6
+    every = settings._replace(attention_dropout=1.0, ff_dropout=0.0, drop_path=0.0)
+    assert not torch.equal(around_attention(x, weights, every), expected[0])
 
 
 @pytest.mark.parametrize("keep", [False, True])
