@@ -1,13 +1,14 @@
 """The operator `viv1t::patch_embed`: overlapping patches -> LayerNorm -> Linear, the patches never written out.
 
 It follows the identity in `reference/patch_embed.py`; what is left is one product with the video's patches, forward and
-for the weight's gradient. GPUs run Triton kernels for it, everything else a 3-D convolution. Kept for the backward are
-the arguments and one number per patch.
+for the weight's gradient. GPUs run Triton kernels for it (`patch_embed_triton.py`), everything else a 3-D
+convolution. Kept for the backward are the arguments and one number per patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from torch.nn.grad import conv1d_weight
 
 from . import patch_embed_cpu
 from .reference import patch_embed as reference
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    if device.type == "cuda":
+        from . import patch_embed_triton
+
+        return patch_embed_triton
+    return patch_embed_cpu
 
 
 def patch_embed(
@@ -75,7 +84,8 @@ def _forward(
         video, state = reference.centred(video.to(weight.dtype), None if state is None else state.to(weight.dtype))
         rstd = reference.inverse_deviations(video, state, size, stride, eps).permute(0, 2, 3, 4, 1).contiguous()
         same = reference.state_term(state, kernel, stride)
-        y = patch_embed_cpu.project(video.to(products), kernel[:, 0].to(products), stride, same, rstd, offset)
+        project = _implementation(video.device).project
+        y = project(video.to(products), kernel[:, 0].to(products), stride, same, rstd, offset)
     return y, rstd
 
 
@@ -113,7 +123,8 @@ def _backward(
     with torch.autocast(video.device.type, enabled=False):
         video, state = reference.centred(video.to(weight.dtype), None if state is None else state.to(weight.dtype))
         of_kernel = weight.new_empty(len(weight), 1 if state is None else 1 + state.shape[1], *size)
-        of_kernel[:, 0] = patch_embed_cpu.project_backward(grad, rstd, video.to(products), size, stride)
+        project_backward = _implementation(video.device).project_backward
+        of_kernel[:, 0] = project_backward(grad, rstd, video.to(products), size, stride)
         if state is not None:
             same = torch.einsum("btyxd,btyxo->bdt", grad, rstd)  # of the state's term
             shape = torch.Size((len(weight), state.shape[1], size[0]))

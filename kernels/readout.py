@@ -1,11 +1,12 @@
 """The operator `viv1t::readout`: every neuron samples each frame's map at its position and weighs the features.
 
-Samples are never written out, and noise is drawn again from its seed in the backward. GPUs run Triton kernels,
-everything else `readout_cpu.py`.
+Samples are never written out, and noise is drawn again from its seed in the backward. GPUs run Triton kernels
+(`readout_triton.py`), everything else `readout_cpu.py`.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 
 from . import readout_cpu
 from .readout_settings import Places
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    if device.type == "cuda":
+        from . import readout_triton
+
+        return readout_triton
+    return readout_cpu
 
 
 def readout(
@@ -39,7 +48,7 @@ def readout(
         bias: (N,); None for none.
         noise: (B, t, N, 2) z.
         seed: (1,) int64 on the same device; draws z from a standard normal distribution where there is no `noise`. With
-            neither, z is 0.
+            neither, z is 0. The same seed draws other numbers on a GPU than elsewhere.
 
     Returns:
         (B, N, t) in the dtype of `features`, neurons contiguous.
@@ -59,7 +68,7 @@ def _forward(
     noise: Tensor | None,
     seed: Tensor | None,
 ) -> Tensor:
-    y = readout_cpu.sample(maps, features, Places(mu, sigma, shift, noise, seed))
+    y = _implementation(maps.device).sample(maps, features, Places(mu, sigma, shift, noise, seed))
     # The state is added after sampling: bilinear weights sum to less than 1 outside the map.
     if code is not None:
         y += code @ features
@@ -97,7 +106,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of maps, features, mu, sigma, shift, and of code if there is one."""
     grad = grad.transpose(1, 2).contiguous()
-    found = readout_cpu.sample_backward(grad, maps, features, Places(mu, sigma, shift, noise, seed))
+    found = _implementation(maps.device).sample_backward(grad, maps, features, Places(mu, sigma, shift, noise, seed))
     if code is None:
         return list(found)
     found.features.addmm_(code.flatten(0, 1).T, grad.flatten(0, 1))

@@ -1,0 +1,143 @@
+"""Operators of the hot path, forward and backward at the published model's full size, beside the plain PyTorch way.
+
+Runs on the GPU where there is one. A row of `CASES` is one operator at one precision; its variants are classes that
+make the work from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from viv1t.kernels.patch_embed import patch_embed
+from viv1t.kernels.readout import readout
+from viv1t.kernels.reference.readout import readout as plain_readout
+
+from benchmarks.baseline.core import Unfold
+from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+
+THREADS = 2
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)
+GRID, DEPTH, NEURONS = (15, 29), 112, 8000
+PATCH, STRIDE = (25, 7, 7), (1, 2, 2)
+
+
+class Work:
+    """Forward and backward. A variant sets `leaves`, what is differentiated, and defines `forward`."""
+
+    leaves: list[Tensor]
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        torch.manual_seed(0)
+
+    def draw(self, *shape: int) -> Tensor:
+        return torch.randn(*shape).to(self.device)
+
+    def forward(self) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self) -> None:
+        for leaf in self.leaves:
+            leaf.requires_grad_().grad = None
+        y = self.forward()
+        y.backward(torch.ones_like(y))
+
+
+class Readout(Work):
+    """The readout in training, noise drawn."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        maps = self.draw(TRIALS, FRAMES, *GRID, DEPTH)
+        places = [0.5 * self.draw(NEURONS, 2), 0.5 * self.draw(NEURONS, 2, 2), 0.1 * self.draw(TRIALS, FRAMES, 2)]
+        state = [self.draw(TRIALS, FRAMES, DEPTH), self.draw(NEURONS)]
+        self.leaves = [maps, self.draw(DEPTH, NEURONS), *places, *state]
+        self.seed = torch.tensor([1], device=device)
+
+    def forward(self) -> Tensor:
+        maps, features, mu, sigma, shift, code, bias = self.leaves
+        return readout(maps, features, mu, sigma, shift=shift, code=code, bias=bias, seed=self.seed)
+
+
+class PlainReadout(Readout):
+    """Every sample written out."""
+
+    def forward(self) -> Tensor:
+        noise = torch.randn(TRIALS, FRAMES, NEURONS, 2, device=self.device)
+        return plain_readout(*self.leaves, noise, None)
+
+
+class PatchEmbed(Work):
+    """Patches, normalised and projected."""
+
+    precision = torch.float32
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.video, self.state = self.draw(TRIALS, 1, FRAMES_IN, *FRAME_SIZE), self.draw(TRIALS, 4, FRAMES_IN)
+        values = 5 * PATCH[0] * PATCH[1] * PATCH[2]
+        self.leaves = [1 + 0.1 * self.draw(values), self.draw(values), self.draw(DEPTH, values), self.draw(DEPTH)]
+
+    def embed(self) -> Tensor:
+        return patch_embed(self.video, self.state, *self.leaves, PATCH, STRIDE)
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
+            return self.embed()
+
+
+class PlainPatchEmbed(PatchEmbed):
+    """Every patch written out."""
+
+    def embed(self) -> Tensor:
+        gamma, beta, weight, bias = self.leaves
+        state = self.state[..., None, None].expand(-1, -1, -1, *FRAME_SIZE)
+        patches = Unfold(PATCH, STRIDE)(torch.cat((self.video, state), dim=1))
+        return F.linear(F.layer_norm(patches, patches.shape[-1:], gamma, beta), weight, bias)
+
+
+class PatchEmbedBf16(PatchEmbed):
+    precision = torch.bfloat16
+
+
+class PlainPatchEmbedBf16(PlainPatchEmbed):
+    precision = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    variants: Mapping[str, Callable[[str], Work]]
+    needed_bytes: float  # by the hungriest variant
+
+
+CASES = [
+    Case("readout-float32", {"viv1t": Readout, "published": PlainReadout}, 3e9),
+    Case("patch-embed-float32", {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
+    Case("patch-embed-bf16", {"viv1t": PatchEmbedBf16, "published": PlainPatchEmbedBf16}, 8e9),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    needed, available = found.needed_bytes, available_bytes()
+    if available < needed:
+        pytest.skip(f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.1f} GB are available")
+    return found
+
+
+def test_operator_seconds(case: Case, report: Report) -> None:
+    samples = seconds({name: make(DEVICE) for name, make in case.variants.items()}, repeats=5, threads=THREADS)
+    report.add("operators", case.name, "seconds", "s", samples)
+
+
+def test_operator_peak_bytes(case: Case, report: Report) -> None:
+    samples = {name: [peak_bytes(make, DEVICE, threads=THREADS)] for name, make in case.variants.items()}
+    report.add("operators", case.name, "peak_bytes", "B", samples)
