@@ -21,6 +21,8 @@ from .readout_settings import Gradients, Places
 
 # Positions of a group, frames times neurons: sorting takes PyTorch's fast way from 32,768 on.
 _GROUP_POSITIONS = 131_072
+# Values of a group's maps; their gradient is made in one piece.
+_GROUP_VALUES = 4_000_000
 # Values of samples at a time.
 _SAMPLED_VALUES = 1_000_000
 
@@ -80,8 +82,8 @@ def _groups(maps: Tensor, places: Places) -> Iterator[_Group]:
     dtype, neurons = mu.dtype, len(mu)
     generator = None if seed is None or noise is not None else torch.Generator().manual_seed(int(seed))
     mean, root = mu.T[:, None], sigma.permute(1, 2, 0)[:, :, None]
-    step = max(1, _GROUP_POSITIONS // max(1, neurons))
     flat = maps.flatten(0, 1)
+    step = max(1, min(_GROUP_POSITIONS // max(1, neurons), _GROUP_VALUES // max(1, maps[0, 0].numel())))
     for start in range(0, batch * frames, step):
         here = slice(start, min(start + step, batch * frames))
         count = here.stop - start
