@@ -83,7 +83,7 @@ def _groups(maps: Tensor, places: Places) -> Iterator[_Group]:
     generator = None if seed is None or noise is not None else torch.Generator().manual_seed(int(seed))
     mean, root = mu.T[:, None], sigma.permute(1, 2, 0)[:, :, None]
     flat = maps.flatten(0, 1)
-    step = max(1, min(_GROUP_POSITIONS // max(1, neurons), _GROUP_VALUES // max(1, maps[0, 0].numel())))
+    step = max(1, min(_GROUP_POSITIONS // max(1, neurons), _GROUP_VALUES // max(1, maps.shape[2:].numel())))
     for start in range(0, batch * frames, step):
         here = slice(start, min(start + step, batch * frames))
         count = here.stop - start
