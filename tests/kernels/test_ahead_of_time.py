@@ -44,6 +44,29 @@ def test_every_variant_of_attention() -> None:
     check(usages)
 
 
+@pytest.mark.parametrize(
+    ("operator", "match", "kernels"),
+    [
+        ("readout", "bfloat16 112 drawn", {"sample", "neurons", "map"}),
+        ("patch_embed", "bfloat16 112 (128x32 state|32x128)", {"project", "weight"}),
+    ],
+)
+def test_sampling_of_the_published_model(operator: str, match: str, kernels: set[str]) -> None:
+    usages = compiled(operator, match)
+    assert {(u["name"].split()[1], u["arch"]) for u in usages} == {
+        (kernel, arch) for kernel in kernels for arch in (80, 90)
+    }
+    check(usages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["readout", "patch_embed"])
+def test_every_variant_of_sampling(operator: str) -> None:
+    usages = compiled(operator)
+    assert len({(u["name"], u["arch"]) for u in usages}) == len(usages) > 80
+    check(usages)
+
+
 def test_what_does_not_fit_is_a_fault() -> None:
     assert not Usage("fits", 90, 168, 0, 200_000, 8).faults
     assert Usage("spills", 90, 255, 16, 1024, 8).faults == ["16 bytes of registers spilled"]
