@@ -200,8 +200,12 @@ class VivitConfig(_Checked):
     flash_attention: bool = option("core_flash_attention", True, help="0 keeps the scale D**-0.5 of sequential blocks")
     norm_qk: bool = option("core_norm_qk", False, help="LayerNorm on queries and keys")
     pretrain: str | None = option("pretrain_core", None, help="run folder whose core to start from")
+    freeze: bool = option(
+        "freeze_core", False, help="leave the core of --pretrain_core as it is: trains readouts and shifters only"
+    )
 
     def validate(self) -> None:
+        check_frozen(self)
         if self.drop_path == 1:
             raise ConfigError("--core_drop_path must be below 1: 1 would drop every path")
         if self.emb_dim % 2 and self.pos_encoding in ("learned_sinusoidal", "sinusoidal"):
@@ -235,8 +239,13 @@ class FactorizedBaselineConfig(_Checked):
     num_layers: int = option("core_num_layers", 4, help="layers", low=1, high=40)
     hidden_dim: int = option("core_hidden_dim", 16, help="channels of the first layer, doubled at each", low=1)
     dropout: float = option("core_dropout", 0.0, help="dropout of whole channels", low=0, high=1)
+    pretrain: str | None = option("pretrain_core", None, help="run folder whose core to start from")
+    freeze: bool = option(
+        "freeze_core", False, help="leave the core of --pretrain_core as it is: trains readouts and shifters only"
+    )
 
     def validate(self) -> None:
+        check_frozen(self)
         for flag, kernel in (("input", self.spatial_input_kernel), ("hidden", self.spatial_hidden_kernel)):
             if kernel % 2 == 0:
                 raise ConfigError(f"--core_spatial_{flag}_kernel must be odd (same padding), not {kernel}")
@@ -244,6 +253,30 @@ class FactorizedBaselineConfig(_Checked):
     def output_frames(self, frames: int) -> int:
         """Frames predicted from `frames` input frames."""
         return frames - (self.temporal_input_kernel - 1) - (self.num_layers - 1) * (self.temporal_hidden_kernel - 1)
+
+
+# What a core computes in evaluation does not depend on these.
+_OF_TRAINING = ("p_dropout", "mha_dropout", "ff_dropout", "drop_path", "dropout", "pretrain", "freeze")
+
+
+def check_frozen(core: VivitConfig | FactorizedBaselineConfig) -> None:
+    """Raises a ConfigError where a core is to be left as it is that was never trained."""
+    if core.freeze and core.pretrain is None:
+        raise ConfigError("--freeze_core needs --pretrain_core, the run whose core is left as it is")
+
+
+def check_same_core(
+    core: VivitConfig | FactorizedBaselineConfig, other: VivitConfig | FactorizedBaselineConfig, folder: str
+) -> None:
+    """Raises a ConfigError where the core of the run `other`, in `folder`, would compute something else as `core`."""
+    if core.name != other.name:
+        raise ConfigError(f"--pretrain_core {folder} has the core {other.name}: give --core {other.name}")
+    wanted = []
+    for f in dataclasses.fields(core):
+        if f.name not in _OF_TRAINING and getattr(core, f.name) != getattr(other, f.name):
+            wanted.append(f"--{f.metadata['flag']} {_encode(f, getattr(other, f.name))}")
+    if wanted:
+        raise ConfigError(f"--pretrain_core {folder} has a core of other options: give {', '.join(wanted)}")
 
 
 @dataclass(frozen=True, kw_only=True)

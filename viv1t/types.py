@@ -103,6 +103,7 @@ class Batch:
         behavior: (B, 2, T).
         pupil_center: (B, 2, T).
         frames: (B,) int64 on the CPU, valid frames of each trial.
+        first_frames: B indices in the recordings of the first frames held here; empty where there is no recording.
     """
 
     mouse_id: str
@@ -112,6 +113,7 @@ class Batch:
     behavior: torch.Tensor
     pupil_center: torch.Tensor
     frames: torch.Tensor
+    first_frames: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.trial_ids)
@@ -142,4 +144,5 @@ class Batch:
             behavior=self.behavior[start:stop],
             pupil_center=self.pupil_center[start:stop],
             frames=self.frames[start:stop],
+            first_frames=self.first_frames[start:stop],
         )

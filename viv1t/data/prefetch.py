@@ -203,6 +203,7 @@ class Prefetcher:
             mouse_id=plan.mouse_id,
             trial_ids=tuple(sample.trial_id for sample in plan.samples),
             frames=torch.tensor([sample.frames for sample in plan.samples], dtype=torch.int64),
+            first_frames=tuple(sample.first_frame for sample in plan.samples),
             **{v: part[:size].view(types[v]).view(shapes[v]) for (v, size), part in parts},
         )
 

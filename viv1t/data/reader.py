@@ -97,4 +97,5 @@ def stack(plan: BatchPlan, trials: Sequence[Trial]) -> Batch:
         behavior=stacked("behavior", 1),
         pupil_center=stacked("pupil_center", 1),
         frames=torch.tensor([trial.frames for trial in trials], dtype=torch.int64),
+        first_frames=tuple(trial.first_frame for trial in trials),
     )

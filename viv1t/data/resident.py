@@ -286,6 +286,7 @@ class _OnDevice:
             mouse_id=plan.mouse_id,
             trial_ids=tuple(sample.trial_id for sample in plan.samples),
             frames=torch.tensor([sample.frames for sample in plan.samples], dtype=torch.int64),
+            first_frames=tuple(sample.first_frame for sample in plan.samples),
             **out,
         )
 

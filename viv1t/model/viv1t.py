@@ -58,6 +58,7 @@ class ViV1T(nn.Module):
     def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
         super().__init__()
         self.config, self.frame_size = config, (frame_size[0], frame_size[1])
+        self.frozen = False
         self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
         keys = [module_key(m) for m in mice]
         self.core: Vivit | FactorizedBaseline
@@ -77,6 +78,18 @@ class ViV1T(nn.Module):
             if modulator is not None:
                 self.modulators[key] = modulator
         self.output = _OUTPUTS[config.output]
+
+    def freeze_core(self) -> None:
+        """Leaves the core as it is from now on: without gradients, always in evaluation mode."""
+        self.frozen = True
+        self.core.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ViV1T:
+        """As of every module; a frozen core stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.core.eval()
+        return self
 
     @property
     def mouse_ids(self) -> list[str]:

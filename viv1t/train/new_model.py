@@ -28,5 +28,6 @@ def summary(model: ViV1T) -> str:
         parts += [(f"{group}.{mouse}", module) for mouse, module in getattr(model, group).items()]
     counts = [(name, sum(p.numel() for p in module.parameters())) for name, module in parts]
     lines += [f"{name:<40} {count:>12,}" for name, count in counts]
-    lines.append(f"{'trainable parameters':<40} {sum(n for _, n in counts):>12,}")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines.append(f"{'trainable parameters':<40} {trainable:>12,}")
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def by_length(batch: Batch) -> list[Batch]:
                 behavior=batch.behavior[rows, :, :length],
                 pupil_center=batch.pupil_center[rows, :, :length],
                 frames=frames[rows],
+                first_frames=tuple(f for f, here in zip(batch.first_frames, same.tolist(), strict=False) if here),
             )
         )
     return parts
@@ -119,6 +120,10 @@ class Step:
         self._shared = [p for p in self.trained if id(p) in everywhere]
         self._running = [b for name, b in model.core.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self._own = [p for p in self.trained if id(p) not in everywhere]
+        self.maps: Callable[[Batch], Tensor] = self._run_core  # a frozen core's are known
+
+    def _run_core(self, batch: Batch) -> Tensor:
+        return self.model.core_output(batch.video, batch.mouse_id, batch.behavior, batch.pupil_center)
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Adds the gradients of one mouse's batch, micro batch by micro batch; returns the loss, detached.
@@ -200,7 +205,7 @@ class Step:
         self._check_lengths(parts[0])
         predictions, critic_losses = [], []
         for part in parts:
-            maps = self.model.core_output(part.video, part.mouse_id, part.behavior, part.pupil_center)
+            maps = self.maps(part)
             response = self.model.read_out(maps, part.mouse_id, part.behavior, part.pupil_center)
             predictions.append(self.model.output(response))
             if self.critic is not None:

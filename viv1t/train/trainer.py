@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from viv1t.config import CriticConfig, RunConfig
+from viv1t.config import CriticConfig, RunConfig, check_same_core
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
@@ -37,13 +37,14 @@ from viv1t.train.checkpoint import (
 )
 from viv1t.train.distributed import Ranks
 from viv1t.train.failure import Attempt, examine
+from viv1t.train.frozen import CoreOutputs
 from viv1t.train.new_model import new_model, summary
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import NotFinite, Step, largest_batch
-from viv1t.train.validate import Validation, check_every_frame, check_length, validate
+from viv1t.train.validate import Validation, check_every_frame, check_length, ensemble_prediction, validate
 from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES
 
@@ -117,6 +118,11 @@ class Trainer:
             torch.use_deterministic_algorithms(True, warn_only=self.device.type != "cpu")
         self._check_data()
         self.model = new_model(self.config, self.recordings).to(self.device)
+        if self.config.core.freeze:
+            if self.ranks.size > 1:
+                raise ConfigError("--freeze_core trains in one process, which is quick: start it without torchrun")
+            self.model.freeze_core()
+        self.outputs: CoreOutputs | None = None
         self.modules: dict[str, torch.nn.Module] = {"model": self.model}
         critic = None
         if isinstance(self.config.critic, CriticConfig):
@@ -187,8 +193,13 @@ class Trainer:
                 check_length([self.model], batch)
         if self.config.train.restore is not None:
             self._restore(self.config.train.restore, "")
-        pretrain = getattr(self.config.core, "pretrain", None)
+        pretrain = self.config.core.pretrain
         if pretrain is not None:
+            source = RunFolder(pretrain).config()
+            check_same_core(self.config.core, source.core, pretrain)
+            for name in ("transform", "center_crop"):
+                if getattr(source.data, name) != getattr(self.config.data, name):
+                    log.warning("--pretrain_core %s was trained with another %s of the data", pretrain, name)
             self._restore(pretrain, "core.")
         if not self.ranks.first:
             return
@@ -294,6 +305,7 @@ class Trainer:
         # Alone, the second thread can save as well; with others it would have to ask them.
         with self.watch.saving(self._save_last if self.ranks.size == 1 else None):
             try:
+                self._run_frozen_core()
                 while not self.finished:
                     began = time.monotonic()
                     self._train_epoch()
@@ -314,6 +326,13 @@ class Trainer:
         if self.ranks.first:
             write_evaluation(self.run, final)
         return final
+
+    def _run_frozen_core(self) -> None:
+        """Computes what a frozen core says of every trial."""
+        if self.config.core.freeze:
+            show = self.config.train.verbose > 1
+            self.outputs = CoreOutputs(self.model, self.recordings, self.run.path, show=show)
+            self.step.maps = self.outputs.maps
 
     def _find_micro_batch(self) -> int:
         """The largest micro batch that fits in every process's memory, for the mouse with the most neurons."""
@@ -412,9 +431,10 @@ class Trainer:
 
         # The random readout draws in evaluation too.
         torch.manual_seed(self.config.train.seed)
+        predict = ensemble_prediction if self.outputs is None else self.outputs.predict
         stuck = partial(self._stuck, lambda: "the next trial of the tier validation")
         with self.watch.limit(self.config.train.reader_timeout, stuck) as restart:
-            result = validate(self.model, self.recordings, self.config.optimizer, advance, self.ranks)
+            result = validate(self.model, self.recordings, self.config.optimizer, advance, self.ranks, predict)
         progress.close()
         return result
 
@@ -459,4 +479,5 @@ class Trainer:
         if decision.reduce_lr:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.reduced(group["lr"])
-            log.info("learning rate of the core is now %.3g", self.optimizer.param_groups[0]["lr"])
+            first = self.optimizer.param_groups[0]
+            log.info("learning rate of the %s is now %.3g", first["name"], first["lr"])

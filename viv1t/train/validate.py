@@ -47,6 +47,9 @@ def ensemble_prediction(models: Sequence[ViV1T], batch: Batch) -> Tensor:
     return total / len(models)
 
 
+Predict = Callable[[Sequence[ViV1T], Batch], Tensor]
+
+
 def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
     """Raises a DataError that names the trial of a batch of one if it is too short to be scored."""
     frames = min(batch.video.shape[2], MAX_FRAMES)
@@ -60,11 +63,16 @@ def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
 
 @torch.no_grad()
 def scored_trials(
-    models: Sequence[ViV1T], recordings: Recordings, mouse_id: str, tier: str, order: Sequence[int] | None = None
+    models: Sequence[ViV1T],
+    recordings: Recordings,
+    mouse_id: str,
+    tier: str,
+    order: Sequence[int] | None = None,
+    predict: Predict = ensemble_prediction,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(trial id, prediction (N, s), response (N, s)) of every trial: the last T - 50 of its first 300 frames.
 
-    Trials come ascending, or in the `order` given.
+    Trials come ascending, or in the `order` given; `predict` gives their predictions.
 
     Raises:
         ConfigError: a model does not predict every frame.
@@ -75,7 +83,7 @@ def scored_trials(
     for batch in recordings.trials(mouse_id, tier, order):
         check_length(models, batch)
         frames = min(batch.video.shape[2], MAX_FRAMES)
-        prediction = ensemble_prediction(models, batch)[0]
+        prediction = predict(models, batch)[0]
         scored = min(frames - UNSCORED_FRAMES, prediction.shape[1])
         response = batch.response[0, :, :frames]
         yield batch.trial_ids[0], prediction[:, -scored:].float().cpu(), response[:, -scored:]
@@ -105,6 +113,7 @@ def validate(
     options: OptimizerConfig,
     advance: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
+    predict: Predict = ensemble_prediction,
 ) -> Validation:
     """Scores `model` on whole trials of the tier `validation`, with batch 1.
 
@@ -114,6 +123,7 @@ def validate(
         options: the criterion.
         advance: called after every trial.
         ranks: the processes that share the mice; each gets all scores.
+        predict: gives the predictions.
     """
     training = model.training
     model.eval()
@@ -124,7 +134,7 @@ def validate(
                 continue
             accumulator = CorrelationAccumulator()
             loss = 0.0
-            for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation"):
+            for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation", None, predict):
                 accumulator.update(prediction, response)
                 loss += float(
                     criterion(
