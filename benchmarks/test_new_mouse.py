@@ -60,7 +60,7 @@ def test_epoch_seconds(report: Report, tmp_path: Path) -> None:
             trainer.begin()
             began, ended = time.perf_counter(), []
             trainer.fit(lambda row, ended=ended: ended.append(time.perf_counter()))  # type: ignore[misc]
-            epochs[name] = [float(row["seconds"]) for row in trainer.rows]
+            epochs[name] = [float(row["seconds"]) for row in trainer.records.rows]
             if name == "frozen":
                 maps = ended[0] - began - epochs[name][0]
     epochs["frozen"] = epochs["frozen"][1:]

@@ -116,9 +116,8 @@ def reproduce(run: RunFolder) -> tuple[float, list[str]]:
     sizes = facts["train_sizes"]
     step = Step(model.train(), build_optimizer(model, config), config, sizes)
     step.micro_batch_size = facts["micro_batch_size"]
-    batch = Batch(
-        mouse_id=facts["mouse_id"],
-        trial_ids=tuple(facts["trial_ids"]),
-        **{name: entries[f"batch/{name}"] for name in _TENSORS},
-    )
+    if config.core.freeze:
+        model.freeze_core()  # run on the crop alone, for want of the whole trial
+    tensors: dict[str, Any] = {name: entries[f"batch/{name}"] for name in _TENSORS}
+    batch = Batch(mouse_id=facts["mouse_id"], trial_ids=tuple(facts["trial_ids"]), **tensors)
     return attempt(step, batch, facts["seed"])
