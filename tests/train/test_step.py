@@ -16,7 +16,7 @@ from torch import Tensor
 from viv1t.config import CriticConfig, RunConfig
 from viv1t.criterion import criterion
 from viv1t.data.loader import Recordings
-from viv1t.errors import CheckpointError, DataError, TrainingError
+from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.model.critic import Critic
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.train.optimizer import build_optimizer
@@ -349,9 +349,17 @@ def test_pretrain_core_takes_the_core_alone(mice: Path, tmp_path: Path, start: V
         assert torch.equal(value, expected), name
 
 
-@pytest.mark.parametrize("option", ["restore", "pretrain_core"])
-def test_a_misfit_is_refused_before_anything_is_written(mice: Path, tmp_path: Path, start: ViV1T, option: str) -> None:
-    with pytest.raises(CheckpointError, match=r"core\.tokenizer\.norm\.bias"):
+@pytest.mark.parametrize(
+    ("option", "error", "words"),
+    [
+        ("restore", CheckpointError, r"core\.tokenizer\.norm\.bias"),
+        ("pretrain_core", ConfigError, "give --core_emb_dim 8"),
+    ],
+)
+def test_a_misfit_is_refused_before_anything_is_written(
+    mice: Path, tmp_path: Path, start: ViV1T, option: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
         train(mice, tmp_path / "run", core_emb_dim=12, **{option: str(tmp_path / "start")})
     assert not (tmp_path / "run").exists()
 
