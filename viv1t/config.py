@@ -239,6 +239,12 @@ class FactorizedBaselineConfig(_Checked):
     num_layers: int = option("core_num_layers", 4, help="layers", low=1, high=40)
     hidden_dim: int = option("core_hidden_dim", 16, help="channels of the first layer, doubled at each", low=1)
     dropout: float = option("core_dropout", 0.0, help="dropout of whole channels", low=0, high=1)
+    reg_spatial: float = option(
+        "core_reg_spatial", 0.0, help="weight, in each step's loss, of the first spatial kernels' roughness", low=0
+    )
+    reg_temporal: float = option(
+        "core_reg_temporal", 0.0, help="weight, in each step's loss, of the first temporal kernels' roughness", low=0
+    )
     pretrain: str | None = option("pretrain_core", None, help="run folder whose core to start from")
     freeze: bool = option(
         "freeze_core", False, help="leave the core of --pretrain_core as it is: trains readouts and shifters only"
@@ -249,6 +255,12 @@ class FactorizedBaselineConfig(_Checked):
         for flag, kernel in (("input", self.spatial_input_kernel), ("hidden", self.spatial_hidden_kernel)):
             if kernel % 2 == 0:
                 raise ConfigError(f"--core_spatial_{flag}_kernel must be odd (same padding), not {kernel}")
+        for flag, weight, kernel in (
+            ("spatial", self.reg_spatial, self.spatial_input_kernel),
+            ("temporal", self.reg_temporal, self.temporal_input_kernel),
+        ):
+            if weight and kernel < 3:
+                raise ConfigError(f"--core_reg_{flag} needs a --core_{flag}_input_kernel of at least 3, not {kernel}")
 
     def output_frames(self, frames: int) -> int:
         """Frames predicted from `frames` input frames."""
@@ -256,7 +268,10 @@ class FactorizedBaselineConfig(_Checked):
 
 
 # What a core computes in evaluation does not depend on these.
-_OF_TRAINING = ("p_dropout", "mha_dropout", "ff_dropout", "drop_path", "dropout", "pretrain", "freeze")
+_OF_TRAINING = (
+    "p_dropout", "mha_dropout", "ff_dropout", "drop_path", "dropout", "reg_spatial", "reg_temporal", "pretrain",
+    "freeze",
+)  # fmt: skip
 
 
 def check_frozen(core: VivitConfig | FactorizedBaselineConfig) -> None:

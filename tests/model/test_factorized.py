@@ -7,6 +7,7 @@ import torch
 from small_models import FRAME, small_inputs, small_model
 from torch import Tensor
 
+from viv1t.errors import ConfigError
 from viv1t.model.factorized import FactorizedBaseline, FactorizedLayer, pixel_positions, with_differences
 
 
@@ -80,14 +81,24 @@ def test_dropout_spares_the_last_layer() -> None:
 
 
 def test_regularizer_measures_the_first_kernels_roughness() -> None:
-    module = core()
-    first = module.layers[0]
-    assert isinstance(first, FactorizedLayer)
-    with torch.no_grad():
-        first.spatial.weight.zero_()
-        first.spatial.weight[0, 0, 0, 2, 2] = 3.0  # one pixel: the Laplacian itself, 16 + 4 times its square
-        first.temporal.weight.zero_()
-        first.temporal.weight[0, 0, 2] = 2.0
-    assert module.regularizer(spatial=1.0).item() == pytest.approx(20)
-    assert module.regularizer(temporal=0.5).item() == pytest.approx(0.5 * 18)
-    assert module.regularizer().item() == 0
+    def penalty(**options: float) -> float | None:
+        module = core(core_spatial_input_kernel=5, core_temporal_input_kernel=5, **options)
+        first = module.layers[0]
+        assert isinstance(first, FactorizedLayer)
+        with torch.no_grad():
+            first.spatial.weight.zero_()
+            first.spatial.weight[0, 0, 0, 2, 2] = 3.0  # one pixel: the Laplacian itself, 16 + 4 times its square
+            first.temporal.weight.zero_()
+            first.temporal.weight[0, 0, 2] = 2.0
+        value = module.regularizer()
+        return None if value is None else value.item()
+
+    assert penalty(core_reg_spatial=1.0) == pytest.approx(20)
+    assert penalty(core_reg_temporal=0.5) == pytest.approx(0.5 * 18)
+    assert penalty(core_reg_spatial=2.0, core_reg_temporal=1.0) == pytest.approx(58)
+    assert penalty() is None
+
+
+def test_regularizer_needs_a_kernel_with_neighbours() -> None:
+    with pytest.raises(ConfigError, match="--core_reg_spatial needs a --core_spatial_input_kernel of at least 3"):
+        core(core_spatial_input_kernel=1, core_reg_spatial=1.0)

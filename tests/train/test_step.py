@@ -80,6 +80,31 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
         assert float((a[name] - b[name]).norm()) <= tolerance * largest, name
 
 
+def test_the_first_kernels_roughness_is_added_once_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[dict[str, Tensor]] = []
+    for options_of_it in ({}, {"core_reg_spatial": 3e4, "core_reg_temporal": 2e4}):
+        step = make_step(core="factorized_baseline", output_mode=0, **options_of_it)
+        named = dict(step.model.named_parameters())
+        penalty = step.model.core.regularizer()  # type: ignore[operator]
+        step.accumulate(make_batch([30, 30]))
+        step.accumulate(make_batch([30, 30], seed=1))
+
+        def keep(named: dict[str, Any] = named) -> None:
+            applied.append({n: p.grad.clone() for n, p in named.items() if p.grad is not None})
+
+        monkeypatch.setattr(step.optimizer, "step", keep)
+        step.update()
+    first = [f"core.layers.0.{kernel}.weight" for kernel in ("spatial", "temporal")]
+    expected = dict(zip(first, torch.autograd.grad(penalty, [named[n] for n in first]), strict=True))
+    without, with_penalty = applied
+    assert with_penalty.keys() == without.keys()
+    for name, gradient in without.items():
+        error = (with_penalty[name] - gradient - expected.get(name, 0)).norm()
+        assert error <= 1e-3 * gradient.norm() + 1e-6, name
+        if name in first:
+            assert expected[name].norm() > 0.1 * gradient.norm()
+
+
 # -- micro batches ---------------------------------------------------------------------------------------------------
 
 

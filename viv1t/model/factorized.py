@@ -107,17 +107,26 @@ class FactorizedBaseline(nn.Module):
         for layer in self.layers:
             layer.compile(dynamic=True)
 
-    def regularizer(self, spatial: float = 0.0, temporal: float = 0.0) -> Tensor:
-        """Smoothness of the first kernels: squared Laplacian over squared weights, times the coefficients."""
+    def regularizer(self) -> Tensor | None:
+        """Roughness of the first kernels: squared Laplacian over squared weights, times the options' weights.
+
+        None where these are 0, as in the published training.
+        """
+        spatial, temporal = self.config.reg_spatial, self.config.reg_temporal
+        if not spatial and not temporal:
+            return None
         first = self.layers[0]
         assert isinstance(first, FactorizedLayer)
-        kernel = first.spatial.weight[:, :, 0].flatten(0, 1)[:, None]
-        laplacian = kernel.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])[None, None]
-        rough = F.conv2d(kernel, laplacian).square().sum() / kernel.square().sum()
-        line = first.temporal.weight.flatten(2).flatten(0, 1)[:, None]
-        second = line.new_tensor([-1.0, 4.0, -1.0])[None, None]
-        jagged = F.conv1d(line, second).square().sum() / line.square().sum()
-        return spatial * rough + temporal * jagged
+        total = first.spatial.weight.new_zeros(())
+        if spatial:
+            kernel = first.spatial.weight[:, :, 0].flatten(0, 1)[:, None]
+            laplacian = kernel.new_tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])[None, None]
+            total = total + spatial * F.conv2d(kernel, laplacian).square().sum() / kernel.square().sum()
+        if temporal:
+            line = first.temporal.weight.flatten(2).flatten(0, 1)[:, None]
+            second = line.new_tensor([-1.0, 4.0, -1.0])[None, None]
+            total = total + temporal * F.conv1d(line, second).square().sum() / line.square().sum()
+        return total
 
     def _channels(self, behavior: Tensor, pupil_center: Tensor) -> Tensor | None:
         mode = self.config.behavior

@@ -14,6 +14,7 @@ from viv1t.config import DataConfig, RunConfig
 from viv1t.criterion import criterion
 from viv1t.errors import DataError, TrainingError
 from viv1t.model.critic import Critic
+from viv1t.model.factorized import FactorizedBaseline
 from viv1t.model.viv1t import ViV1T
 from viv1t.train.distributed import Ranks
 from viv1t.types import MAX_FRAMES, Batch
@@ -171,6 +172,10 @@ class Step:
         Raises:
             NotFinite: a loss, which it names with mouse and trials, or a gradient. The weights are as they were.
         """
+        core = self.model.core
+        penalty = core.regularizer() if isinstance(core, FactorizedBaseline) and self.ranks.first else None
+        if penalty is not None:  # once, for gradients are summed over processes
+            _backward(penalty)
         mice, zero = self.model.mouse_ids, torch.zeros((), device=self._accumulated[0][2].device)
         losses = dict.fromkeys(mice, zero)
         for mouse_id, _, loss in self._accumulated:
