@@ -58,7 +58,8 @@ def behaviour(model: ViV1T) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 def test_every_option_is_tried() -> None:
     for config, values in ((VivitConfig, VIVIT_VALUES), (FactorizedBaselineConfig, FACTORIZED_VALUES)):
         flags = {f.metadata["flag"] for f in dataclasses.fields(config)}
-        assert flags - {"pretrain_core"} == set(values)
+        of_training = {"pretrain_core", "freeze_core", "core_reg_spatial", "core_reg_temporal"}
+        assert flags - of_training == set(values)
     for part in (Gaussian2dConfig, ShifterConfig):
         assert {f.metadata["flag"] for f in dataclasses.fields(part)} <= set(COMMON_VALUES)
 

@@ -43,6 +43,14 @@ def test_published_groups() -> None:
     }
 
 
+def test_core_and_readouts_have_rates_and_decays_of_their_own() -> None:
+    options = {"lr": 0.5, "core_lr": 0.25, "weight_decay": 0.125, "core_weight_decay": 0.0625}
+    groups = _groups(Tiny(modulators=False), _config(**options))
+    assert {name: group[:2] for name, group in groups.items()} == {"core": (0.25, 0.0625), "readouts": (0.5, 0.125)}
+    groups = _groups(Tiny(modulators=False), _config(core="factorized_baseline", **options))
+    assert groups["core"][:2] == (0.25, 0.0625)
+
+
 def test_factorized_baseline_takes_one_rate() -> None:
     groups = _groups(Tiny(modulators=False), _config(core="factorized_baseline"))
     assert {name: group[:2] for name, group in groups.items()} == {"core": (0.005, 0.0), "readouts": (0.005, 0.0)}

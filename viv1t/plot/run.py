@@ -79,7 +79,8 @@ def draw_model(
                 response.numpy(), prediction.numpy(), folder / f"responses_{mouse_id}.{format}",
                 neurons=chosen_neurons(correlations[mouse_id]), correlations=correlations[mouse_id],
                 first_frame=recordings.frames(mouse_id, trial_id) - response.shape[1],
-                title=f"mouse {mouse_id}, trial {trial_id} of the tier validation", dpi=dpi, format=format,
+                title=f"mouse {mouse_id}, trial {trial_id} of the tier validation; r of all its trials",
+                dpi=dpi, format=format,
             )
         )  # fmt: skip
     coordinates = {m: mouse.coordinates for m, mouse in recordings.mice.items()}

@@ -60,7 +60,7 @@ class WandB:
             )  # fmt: skip
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"--wandb: {error}; log in with `wandb login`, or set WANDB_MODE=offline to keep the numbers in the "
+                f"--wandb: {str(error).rstrip('.')}; or set WANDB_MODE=offline to keep the numbers in the "
                 "run folder"
             ) from error
         write_text(path, f"{self._run.id}\n")
