@@ -143,7 +143,7 @@ def test_all_metrics_on_both_windows_and_scales(
 def test_a_model_of_another_scale_is_scored_on_both(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script_validation(monkeypatch, [0.5])
+    script_validation(monkeypatch, [0.5], mice=("F",))
     train(mice, tmp_path / "neuron", epochs=1, response_scale="neuron", mouse_ids=["F"])
     train(mice, tmp_path / "none", epochs=1, transform_mode=0, mouse_ids=["F"])
     scores, _ = all_metrics(tmp_path / "neuron", tmp_path, capsys)
