@@ -173,7 +173,10 @@ def predict_movie(
                 for name, values in raw[mouse].items()
             }
             frames_of = torch.tensor([windows.length])
-            batch = Batch(mouse, (0,), video[None, None], torch.empty(1, 0, 0), frames=frames_of, **state)
+            nothing = torch.empty(1, 0, 0)
+            batch = Batch(
+                mouse, (0,), video[None, None], nothing, state["behavior"], state["pupil_center"], frames_of
+            )
             response = ensemble_prediction(models, batch)[0].float().cpu().numpy()
             if units == "recorded":
                 scale = recordings.response_precision(mouse, windows.length)
