@@ -398,7 +398,9 @@ class Tile(NamedTuple):
 def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, length: int) -> Tile:
     """The tile of `forward`, `backward_q` or `backward_kv`, such that no registers spill; not yet chosen by timings."""
     if dtype == torch.float32 and precision == "ieee":  # without tensor cores operands are in registers
-        return Tile(16, 32, 8, 1) if kernel == "backward_kv" else Tile(32, 16, 8, 2)
+        if kernel == "backward_kv":
+            return Tile(16, 32, 8, 1)
+        return Tile(32, 16, 8, 1 if kernel == "backward_q" and head_dim == 112 else 2)
     if dtype == torch.float32:
         return Tile(16, 32, 4, 2) if kernel == "backward_kv" else Tile(64, 16, 4, 2)
     if kernel == "forward":
