@@ -2,20 +2,26 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.viv1t-installed
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+# Editable, so Python sources are live; the C++ sources are rebuilt when they change.
+INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test
 
-demo: $(STAMP)
+demo: $(VENV)/.viv1t-installed
 	$(BIN)/viv1t-train --demo
 
-test: $(STAMP)
+test: $(VENV)/.viv1t-test-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# Editable, so Python sources are live; the C++ sources are rebuilt when they change.
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev,onnx,submission,tensorboard,test,triton,video,wandb]'
+$(VENV)/.viv1t-installed: $(SOURCES)
+	$(INSTALL) .
 	touch $@
+
+# With every extra, so that the tests of optional parts run.
+$(VENV)/.viv1t-test-installed: $(SOURCES)
+	$(INSTALL) '.[dali,dev,onnx,submission,tensorboard,test,triton,video,wandb]'
+	touch $@ $(VENV)/.viv1t-installed
