@@ -19,6 +19,7 @@ from .softmax_cpu import HeadAttention
 
 # Values of the fused projection that are taken at a time.
 _GROUP_VALUES = 1_000_000
+_FEWEST_GROUPS = 4
 
 Kept = tuple[Tensor, Tensor]  # the fused projection (S, L, widths), and the attention before its dropout (S, L, inner)
 
@@ -41,7 +42,10 @@ class Masks(NamedTuple):
 
 def block_lanes(shape: torch.Size, weights: BlockWeights) -> list[list[slice]]:
     """How the sequences of x (S, L, D) are taken: lanes of groups."""
-    return lane_slices(shape[0], max(1, _GROUP_VALUES // max(1, shape[1] * len(weights.fused))))
+    most = max(1, _GROUP_VALUES // max(1, shape[1] * len(weights.fused)))
+    # Groups of one size, and several even where one would do: else most threads would wait for the last.
+    groups = max(-(-shape[0] // most), min(_FEWEST_GROUPS, shape[0]), 1)
+    return lane_slices(shape[0], max(1, -(-shape[0] // groups)))
 
 
 def lane_generator(seed: int, lane: int) -> torch.Generator:

@@ -14,6 +14,7 @@ import pytest
 from viv1t import plot
 from viv1t.errors import ConfigError, DataError
 from viv1t.plot.attention import lag_profile
+from viv1t.plot.movie import MovieSummary
 from viv1t.plot.positions import pixel_distance
 from viv1t.plot.responses import depth_layers
 from viv1t.plot.style import figure_path, mouse_colors, pearson
@@ -58,6 +59,9 @@ def figures(rng: np.random.Generator, metrics: Path) -> dict[str, Callable[..., 
     mice = population(rng, {"F": 30, "synthetic-011": 7})
     trial = rng.exponential(size=(6, 40))
     attention = rng.uniform(0.5, 1.5, (10, 36, 64))
+    movie = MovieSummary(40, {"F": 6})
+    movie.add_stimulus(rng.uniform(0, 255, (40, 36, 64)))
+    movie.add_response("F", trial)
     temporal = np.full((10, 10), 0.1)
     return {
         "learning_curves": lambda out, **k: plot.learning_curves(metrics, out, ceiling=0.3, **k),
@@ -72,6 +76,7 @@ def figures(rng: np.random.Generator, metrics: Path) -> dict[str, Callable[..., 
         "attention_film_strip": lambda out, **k: plot.attention_film_strip(
             rng.uniform(0, 255, (14, 36, 64)), attention, temporal, out, frames=np.arange(4, 14), **k
         ),
+        "movie_responses": lambda out, **k: plot.movie_responses(movie, out, **k),
     }
 
 

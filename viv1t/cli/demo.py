@@ -31,7 +31,7 @@ OPTIONS: Options = {
     "output_mode": 1,
     "crop_frame": 80,
     "batch_size": 2,
-    "epochs": 12,
+    "epochs": 9,
     "lr_schedule": "cosine",
     "lr": 0.02,
     "core_lr": 0.004,
