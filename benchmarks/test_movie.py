@@ -1,7 +1,7 @@
 """Decoding of films into stimuli through PyAV and DALI, and trials read as video and as uint8 arrays.
 
-Two threads. DALI decodes on the GPU where there is one; on a CPU only what it takes there, lossless VP9. The stimulus
-(30 Hz, 36 x 64) is made by the same code in both.
+One PyTorch thread; decoders take what they like. DALI decodes on the GPU where there is one; on a CPU only what it
+takes there, lossless VP9. The stimulus (30 Hz, 36 x 64) is made by the same code in both.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from viv1t.data.trial_video import read_array, write_trial
 from viv1t.data.video import probe
 
 FRAME_SIZE = (36, 64)
-THREADS = 2
+THREADS = 1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _LOSSLESS = {"lossless": "1", "cpu-used": "8", "auto-alt-ref": "0", "lag-in-frames": "0", "g": "30"}
 # Per case: codec, its options, frames, height and width.
 FILMS = {
-    "vp9-lossless-360p": ("libvpx-vp9", _LOSSLESS, 150, 360, 640),
+    "vp9-lossless-144p": ("libvpx-vp9", _LOSSLESS, 300, 144, 256),
     "h264-1080p": ("libx264", {"crf": "20", "preset": "veryfast"}, 120, 1080, 1920),
 }
 TRIALS, TRIAL_FRAMES = 10, 300
