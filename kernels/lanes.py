@@ -30,6 +30,7 @@ def run_lanes(work: Callable[[int], None], lanes: int) -> None:
         BaseException: the first that a lane raised, after all threads have ended.
     """
     threads = torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()  # of the caller: what it made can be written in no other mode
     waiting = iter(range(lanes))
     lock = threading.Lock()
     raised: list[BaseException] = []
@@ -37,7 +38,7 @@ def run_lanes(work: Callable[[int], None], lanes: int) -> None:
     def run() -> None:
         torch.set_num_threads(1)  # of this thread alone
         try:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
                 while not raised:
                     with lock:
                         lane = next(waiting, None)

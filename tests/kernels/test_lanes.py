@@ -51,3 +51,16 @@ def test_an_error_comes_out(threads: int) -> None:
             run_lanes(work, 9)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lanes_write_to_what_inference_mode_made(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            out = torch.zeros(6)
+            run_lanes(lambda lane: out[lane].add_(lane), 6)
+    finally:
+        torch.set_num_threads(before)
+    assert out.tolist() == [0, 1, 2, 3, 4, 5]
