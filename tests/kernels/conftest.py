@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from poison import poisoned_memory
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +19,6 @@ def kernel_device() -> torch.device:
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New tensors hold NaN until they are written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
+    with poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,12 @@ from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, around_att
 from viv1t.kernels.reference.parallel_block import Kept
 from viv1t.kernels.reference.parallel_block import parallel_block as definition
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 SEED = torch.tensor([2**62 + 12345])
 # S, L, D, heads, d, mlp
 SHAPES = {"odd": (9, 7, 12, 3, 5, 7), "one": (1, 33, 20, 3, 16, 10), "shortest": (4, 1, 8, 1, 4, 3)}
 VARIANTS = {"gelu": (False, False), "swiglu": (True, False), "norm_qk": (False, True), "both": (True, True)}
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory that nothing was written to holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def make(
