@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figure import draw
 from viv1t.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,14 +71,16 @@ class Report:
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
     def write(self, folder: Path) -> None:
-        """Replaces `<benchmark>.csv` and `<benchmark>.json` of every benchmark that was measured."""
+        """Replaces `<benchmark>.csv`, `.json` and `.png` of every benchmark that was measured."""
         for benchmark in dict.fromkeys(row.benchmark for row in self.rows):
+            rows = [row for row in self.rows if row.benchmark == benchmark]
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(f.name for f in fields(Row))
-            writer.writerows(astuple(row) for row in self.rows if row.benchmark == benchmark)
+            writer.writerows(astuple(row) for row in rows)
             write_text(folder / f"{benchmark}.csv", text.getvalue())
             write_text(folder / f"{benchmark}.json", json.dumps(facts(), indent=2) + "\n")
+            draw(rows, folder / f"{benchmark}.png")
 
 
 def seconds(variants: Mapping[str, Work], repeats: int, *, warmup: int = 1, threads: int = 1) -> dict[str, list[float]]:

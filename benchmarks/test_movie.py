@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,8 @@ from viv1t.data import dali
 from viv1t.data.movie import Movie
 from viv1t.data.trial_video import read_array, write_trial
 from viv1t.data.video import probe
+
+av = pytest.importorskip("av", reason="needs viv1t[video]")
 
 FRAME_SIZE = (36, 64)
 THREADS = 1

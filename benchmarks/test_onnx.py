@@ -20,6 +20,8 @@ from viv1t.export.program import OPSET, save, to_onnx
 from viv1t.model.published import to_published
 from viv1t.onnx_model import open_session, run_session
 
+pytest.importorskip("onnxruntime", reason="needs viv1t[onnx]")
+
 THREADS, NEEDED_BYTES = 2, 8e9
 LENGTHS = (140, 300)
 

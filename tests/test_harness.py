@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import test_inference
+from benchmarks.figure import number
 from benchmarks.harness import ROOT, Report, Work, machine_name, peak_bytes, seconds, torch_threads
 from benchmarks.test_step import VARIANTS, Size
 
@@ -69,12 +70,22 @@ def test_a_failure_in_the_fresh_process_is_raised_here() -> None:
         peak_bytes(fail)
 
 
-def test_report_writes_one_csv_and_json_per_benchmark(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(12.9, "s", "12.9 s"), (4.05e9, "B", "4.05 GB"), (52e-9, "s", "0.052 µs"), (587.2, "1/s", "587.2 /s")],
+)
+def test_figures_say_numbers_that_people_read(value: float, unit: str, text: str) -> None:
+    assert number(value, unit) == text
+
+
+def test_report_writes_one_csv_json_and_figure_per_benchmark(tmp_path: Path) -> None:
     report = Report()
     report.add("step", "tiny", "seconds", "s", {"viv1t": [1.0, 2.0, 4.0], "published": [3.0]})
     report.add("loader", "tiny", "bytes_per_second", "B/s", {"peer:numpy": 5.0})
     report.write(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["loader.csv", "loader.json", "step.csv", "step.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{b}.{e}" for b in ("loader", "step") for e in ("csv", "json", "png")
+    ]
     with open(tmp_path / "step.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {

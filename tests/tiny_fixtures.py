@@ -26,6 +26,24 @@ def run(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def runs(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs, not to be changed.
+
+    `one` and `two` (another seed and a longer reach) are on F and G, `old` is on A, `all` on A, F and G.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        script_validation(patch, [0.3])
+        train(mice, folder / "one", epochs=1)
+        train(mice, folder / "two", epochs=1, seed=5, core_temporal_patch_size=9)
+        script_validation(patch, [0.3], mice=("A",))
+        train(mice, folder / "old", epochs=1, ds_mode=3, mouse_ids=["A"])
+        script_validation(patch, [0.3], mice=("A", "F", "G"))
+        train(mice, folder / "all", epochs=1, ds_mode=2, mouse_ids=None)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """One thread, which is fastest for what is tiny; puts PyTorch's global settings back."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,20 @@ def as_arguments(given: Options) -> list[str]:
         else:
             words.append(f"--{name}" if value is True else f"--{name}={value}")
     return words
+
+
+def ran(
+    main: Callable[[Sequence[str]], int], argv: list[Any], capsys: pytest.CaptureFixture[str], status: int = 0
+) -> str:
+    """What a command printed; with a `status` other than 0, its error, which must be one line."""
+    assert main([str(word) for word in argv]) == status
+    out, err = capsys.readouterr()
+    if status:
+        assert re.match(r"viv1t-\w+: error: ", err)
+        assert err.count("\n") == 1, err
+        return err
+    assert err == ""
+    return out
 
 
 def script_validation(monkeypatch: pytest.MonkeyPatch, scores: list[float], mice: tuple[str, ...] = ("F", "G")) -> None:

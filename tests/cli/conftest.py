@@ -1,5 +1,5 @@
 """Mice to train on."""
 
-from tiny_fixtures import mice, run, torch_settings
+from tiny_fixtures import mice, run, runs, torch_settings
 
-__all__ = ["mice", "run", "torch_settings"]
+__all__ = ["mice", "run", "runs", "torch_settings"]

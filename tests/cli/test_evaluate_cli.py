@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_runs
 import torch
 import yaml
 from tiny_runs import script_validation, train
@@ -25,28 +26,8 @@ from viv1t.types import SENSORIUM_SESSIONS
 SKIP = 50
 
 
-@pytest.fixture(scope="module")
-def runs(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `one` and `two` (another seed and a longer reach) on F and G, `old` on A; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        script_validation(patch, [0.3])
-        train(mice, folder / "one", epochs=1)
-        train(mice, folder / "two", epochs=1, seed=5, core_temporal_patch_size=9)
-        script_validation(patch, [0.3], mice=("A",))
-        train(mice, folder / "old", epochs=1, ds_mode=3, mouse_ids=["A"])
-    return folder
-
-
 def ran(argv: list[Any], capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
-    assert main([str(word) for word in argv]) == status
-    out, err = capsys.readouterr()
-    if status:
-        assert err.startswith("viv1t-evaluate: error: ")
-        assert err.count("\n") == 1, err
-        return err
-    assert err == ""
-    return out
+    return tiny_runs.ran(main, argv, capsys, status)
 
 
 def predicted(run: Path, mice: Path, mouse: str, tier: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

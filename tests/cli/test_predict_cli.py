@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_runs
 import torch
-from tiny_runs import script_validation, train
 
 import viv1t
 from viv1t.cli.predict import main
@@ -27,28 +27,8 @@ from viv1t.types import SENSORIUM_SESSIONS, Mouse
 F, G, A = (SENSORIUM_SESSIONS[m] for m in "FGA")
 
 
-@pytest.fixture(scope="module")
-def runs(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `one` and `two` (another seed and a longer reach) on F and G, `all` on A, F and G; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        script_validation(patch, [0.3])
-        train(mice, folder / "one", epochs=1)
-        train(mice, folder / "two", epochs=1, seed=5, core_temporal_patch_size=9)
-        script_validation(patch, [0.3], mice=("A", "F", "G"))
-        train(mice, folder / "all", epochs=1, ds_mode=2, mouse_ids=None)
-    return folder
-
-
 def ran(argv: list[Any], capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
-    assert main([str(word) for word in argv]) == status
-    out, err = capsys.readouterr()
-    if status:
-        assert err.startswith("viv1t-predict: error: ")
-        assert err.count("\n") == 1, err
-        return err
-    assert err == ""
-    return out
+    return tiny_runs.ran(main, argv, capsys, status)
 
 
 def files(folder: Path) -> list[str]:
@@ -80,9 +60,7 @@ def test_predictions_lie_beside_the_recorded_frames(
     assert set(files(tmp_path)) == expected
 
 
-def test_an_ensemble_is_the_mean_of_predictions(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_ensemble_is_the_mean_of_predictions(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, chosen in (("one", ["one"]), ("two", ["two"]), ("both", ["one", "two"])):
         ran([*(runs / run for run in chosen), "--output_dir", tmp_path / name, "--mouse_ids", "G"], capsys)
     names = files(tmp_path / "both")
@@ -106,15 +84,11 @@ def test_units_of_the_recording(runs: Path, mice: Path, tmp_path: Path, capsys: 
         raw, response = session.read("response", trial)[:, :frames], batch.response[0].numpy()
         some = response > 0.01
         factor = raw[some] / response[some]
-        assert (recorded / scaled)[some & ~np.isnan(scaled)] == pytest.approx(
-            factor[~np.isnan(scaled[some])], rel=1e-4
-        )
+        assert (recorded / scaled)[some & ~np.isnan(scaled)] == pytest.approx(factor[~np.isnan(scaled[some])], rel=1e-4)
     recordings.close()
 
 
-def test_the_challenges_files(
-    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_challenges_files(runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pandas, parquet = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.parquet")
     out = ran([runs / "all", "--submission", "--out", tmp_path / "sub"], capsys)
     name = "predictions_file_live_test_main_track.parquet.brotli"
