@@ -26,7 +26,7 @@ def number(value: float, unit: str) -> str:
 
 
 def draw(rows: Sequence[Row], out: Path) -> Path:
-    """Draws one benchmark's medians, with the range from the 20th to the 80th percentile as a line; returns the path."""
+    """Draws one benchmark's medians, the range from the 20th to the 80th percentile as a line; returns the path."""
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault(row.metric, []).append(row)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import metrics, same_weights, script_validation, train, weights
+from tiny_runs import metrics, options, same_weights, script_validation, train, weights
 
 from viv1t.cli.evaluate import main as evaluate
+from viv1t.config import RunConfig
+from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError
 from viv1t.model.viv1t import ViV1T
 from viv1t.train import frozen
+from viv1t.train.distributed import Ranks
 from viv1t.train.frozen import CoreOutputs
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.step import Step
@@ -172,3 +176,10 @@ def test_what_is_refused(mice: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has the core vivit: give --core vivit"):
         fit(mice, start, tmp_path / "run", core="factorized_baseline", **dict.fromkeys(DROPOUT))
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(mice: Path, start: Path, tmp_path: Path) -> None:
+    given = options(mice, tmp_path / "run", pretrain_core=str(start), freeze_core=True, **(NEW | DROPOUT))
+    config = RunConfig.from_options(given)
+    with closing(Recordings.open(config.data, 1)) as recordings, pytest.raises(ConfigError, match="without torchrun"):
+        Trainer(config, recordings, RunFolder(tmp_path / "run"), ranks=Ranks(0, 2))
