@@ -21,7 +21,12 @@ from typing import Any
 
 import torch
 
-OPERATORS = {"attention": "attention_triton", "readout": "readout_triton", "patch_embed": "patch_embed_triton"}
+OPERATORS = {
+    "attention": "attention_triton",
+    "parallel_block": "parallel_block_triton",
+    "patch_embed": "patch_embed_triton",
+    "readout": "readout_triton",
+}
 
 # Shared memory in bytes that a program may use, by compute capability.
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}

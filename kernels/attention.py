@@ -73,7 +73,7 @@ def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
     return None if weight is None else Norm(weight, bias)
 
 
-def _implementation(packed: Tensor, head_dim: int) -> ModuleType:
+def implementation(packed: Tensor, head_dim: int) -> ModuleType:
     """The module with `forward` and `backward` (see `attention_settings.py`) for these inputs."""
     kernels = packed.is_cuda and packed.dtype != torch.float64 and head_dim % 16 == 0 and head_dim <= 128
     if kernels and importlib.util.find_spec("triton") is not None:
@@ -100,7 +100,7 @@ def _forward(
     """The result, and the scores' log-sum-exp (S, heads, L)."""
     norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
     settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
-    return _implementation(packed, head_dim).forward(packed, settings)
+    return implementation(packed, head_dim).forward(packed, settings)
 
 
 @_forward.register_fake
@@ -142,8 +142,8 @@ def _backward(
     norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
     settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
     grad_packed = packed.new_empty(packed.shape)
-    implementation = _implementation(packed, head_dim)
-    return [grad_packed, *implementation.backward(grad, packed, out, lse, settings, grad_packed)]
+    backward = implementation(packed, head_dim).backward
+    return [grad_packed, *backward(grad, packed, out, lse, settings, grad_packed)]
 
 
 @_backward.register_fake

@@ -1,23 +1,31 @@
 """The operator `viv1t::parallel_block`: a Transformer block with attention and feed-forward side by side, whole.
 
 In training it keeps its input, and, where memory is to buy time, the fused projection and the attention's result. Masks
-are drawn again from the seed.
+are drawn again from the seed. GPUs run the Triton kernels of `parallel_block_triton.py`, CPUs `parallel_block_cpu.py`.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import parallel_block_cpu
 from .attention import attention
 from .dropout import new_seed
 from .parallel_block_settings import BlockSettings, BlockWeights
+from .precision import HALF
 from .reference import parallel_block as reference
 
 __all__ = ["BlockSettings", "BlockWeights", "parallel_block"]
+
+_TRITON = importlib.util.find_spec("triton") is not None
+# A program of a GPU holds rows of D values whole.
+_LARGEST_DEPTH = 256
 
 
 def parallel_block(
@@ -25,24 +33,46 @@ def parallel_block(
 ) -> Tensor:
     """The block's result for x (S, L, D), in its dtype; `reference/parallel_block.py` defines it.
 
-    CPUs run the operator. GPUs run the definition around the operator `viv1t::attention`; where the model is exported,
-    the definition runs as it stands.
+    The GPU's kernels take half precision, and float32 where PyTorch may multiply it as TF32, for D up to 256. Others,
+    bound by arithmetic there, run as the definition around the operator `viv1t::attention`; where the model is
+    exported, the definition runs as it stands.
 
     Args:
         x: (S, L, D) of any strides.
         weights: of the block.
         settings: of the block; rates of 0 drop nothing.
         keep: keep the fused projection and the attention's result for the backward rather than compute them again.
-        seed: (1,) int64 that decides what the operator drops; drawn here if None and needed.
+        seed: (1,) int64 on the same device that decides what the operator drops; drawn here if None and needed. The
+            same seed drops other elements on a GPU than on a CPU.
     """
     if torch.compiler.is_exporting():
         return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, True))
-    if x.device.type != "cpu":
-        return around_attention(x, weights, settings)
+    if not _takes(x, settings):
+        if keep or not torch.is_grad_enabled():
+            return around_attention(x, weights, settings)
+        y: Tensor = checkpoint(around_attention, x, weights, settings, use_reentrant=False)
+        return y
     if seed is None and settings.drops:
         seed = new_seed(x.device)
-    y, _, _ = _forward(x, *weights, seed, *settings, keep)
-    return y
+    return _forward(x, *weights, seed, *settings, keep)[0]
+
+
+def _takes(x: Tensor, settings: BlockSettings) -> bool:
+    """Whether the operator takes these inputs."""
+    if x.device.type == "cpu":
+        return True
+    tensor_cores = settings.dtype in HALF or (settings.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
+    fits = x.shape[2] <= _LARGEST_DEPTH and x.dtype != torch.float64
+    return x.is_cuda and _TRITON and tensor_cores and fits
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    """The module with what `parallel_block_settings.py` lists."""
+    if device.type == "cpu":
+        return parallel_block_cpu
+    from . import parallel_block_triton
+
+    return parallel_block_triton
 
 
 def around_attention(x: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
@@ -79,24 +109,18 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result; the fused projection and the attention before its dropout, empty unless `keep`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result, and three that the backward needs, empty unless `keep`."""
     weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
     settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
-    return parallel_block_cpu.forward(x, weights, settings, seed, keep)
+    y, kept = _implementation(x.device).forward(x, weights, settings, seed, keep)
+    return y, *kept
 
 
 @_forward.register_fake
-def _(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, fused: Tensor, attention_out: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, keep = rest[-2:]
-    shape = x.shape[:2] if keep else (0, 0)
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(*shape, fused.shape[0], dtype=dtype),
-        x.new_empty(*shape, attention_out.shape[1], dtype=dtype),
-    )
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weights, settings, keep = BlockWeights(*rest[:9]), BlockSettings(*rest[10:-1]), rest[-1]
+    return x.new_empty(x.shape), *_implementation(x.device).new_kept(x, weights, settings, keep)
 
 
 @torch.library.custom_op("viv1t::parallel_block_backward", mutates_args=())
@@ -104,6 +128,7 @@ def _backward(
     grad: Tensor,
     packed: Tensor,
     attended: Tensor,
+    lse: Tensor,
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -127,22 +152,23 @@ def _backward(
     """Gradients of x and of each weight that is given, in order."""
     weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
     settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
-    return parallel_block_cpu.backward(grad, x, weights, settings, seed, (packed, attended) if keep else None)
+    kept = (packed, attended, lse) if keep else None
+    return _implementation(x.device).backward(grad, x, weights, settings, seed, kept)
 
 
 @_backward.register_fake
-def _(grad: Tensor, packed: Tensor, attended: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+def _(grad: Tensor, packed: Tensor, attended: Tensor, lse: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     return [x.new_empty(x.shape), *(torch.empty_like(w) for w in rest[:9] if w is not None)]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:], *inputs[:11])
     ctx.settings = inputs[11:]
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    weights = ctx.saved_tensors[3:12]
+    weights = ctx.saved_tensors[4:13]
     nothing = (None,) * (1 + len(ctx.settings))
     if grad is None:
         return (None,) * 10 + nothing

@@ -14,14 +14,12 @@ from torch import Tensor
 from .attention_settings import Norm, normalise, normalise_backward
 from .dropout import keep_rows, keep_scale
 from .lanes import lane_slices, run_lanes
-from .parallel_block_settings import BlockSettings, BlockWeights
+from .parallel_block_settings import BlockSettings, BlockWeights, Kept
 from .softmax_cpu import HeadAttention
 
 # Values of the fused projection that are taken at a time.
 _GROUP_VALUES = 1_000_000
 _FEWEST_GROUPS = 4
-
-Kept = tuple[Tensor, Tensor]  # the fused projection (S, L, widths), and the attention before its dropout (S, L, inner)
 
 
 class Masks(NamedTuple):
@@ -145,7 +143,7 @@ class _Lane:
         packed, attended = (
             (self.empty(group, len(self.fused)), self.empty(group, self.inner))
             if kept is None
-            else (x[group] for x in kept)
+            else (x[group] for x in kept[:2])
         )
         rows, normalised, _, _ = self.normalise(group)
         torch.mm(normalised.to(self.dtype), self.fused_in, out=packed.view(len(rows), -1))
@@ -169,7 +167,7 @@ class _Lane:
             packed, attended = self.empty(group, len(self.fused)), self.empty(group, self.inner)
             torch.mm(normalised, self.fused_in, out=packed.view(len(rows), -1))
         else:
-            packed, attended = (x[group] for x in kept)
+            packed, attended = (x[group] for x in kept[:2])
         q, k, v, hidden = self.parts(packed)
         grad_packed = torch.empty_like(packed)
         dq, dk, dv, d_hidden = self.parts(grad_packed)
@@ -216,31 +214,36 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.add_(a.t() @ b)
 
 
+def new_kept(x: Tensor, weights: BlockWeights, settings: BlockSettings, keep: bool) -> Kept:
+    """The fused projection (S, L, widths), the attention before its dropout (S, L, inner), and nothing."""
+    shape = x.shape[:2] if keep else (0, 0)
+    widths = len(weights.fused), weights.inner
+    packed, attended = (x.new_empty(*shape, width, dtype=settings.dtype) for width in widths)
+    return packed, attended, x.new_empty(0)
+
+
 def forward(
     x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y (S, L, D), and what is kept for the backward, empty unless `keep`."""
+) -> tuple[Tensor, Kept]:
+    """See `parallel_block_settings.py`."""
     y = x.new_empty(x.shape)
-    kept = tuple(
-        torch.empty(*(x.shape[:2] if keep else (0, 0)), width, dtype=settings.dtype)
-        for width in (len(weights.fused), weights.inner)
-    )
+    kept = new_kept(x, weights, settings, keep)
     lanes = block_lanes(x.shape, weights)
     number = None if seed is None else int(seed)
 
     def work(index: int) -> None:
         lane = _Lane(x, weights, settings, number, index)
         for group in lanes[index]:
-            lane.forward(group, y, kept if keep else None)  # type: ignore[arg-type]
+            lane.forward(group, y, kept if keep else None)
 
     run_lanes(work, len(lanes))
-    return y, *kept  # type: ignore[return-value]
+    return y, kept
 
 
 def backward(
     grad: Tensor, x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, kept: Kept | None
 ) -> list[Tensor]:
-    """Gradients of x and of every weight that is given, in order."""
+    """See `parallel_block_settings.py`."""
     grad_x = x.new_empty(x.shape)
     lanes = block_lanes(x.shape, weights)
     number = None if seed is None else int(seed)

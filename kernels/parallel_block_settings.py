@@ -1,4 +1,13 @@
-"""What the parallel block's implementations share: its weights and its settings."""
+"""What the parallel block's implementations share: its weights and its settings.
+
+An implementation has three functions:
+
+    new_kept(x, weights, settings, keep) -> memory for what is kept for the backward, empty unless `keep`
+    forward(x, weights, settings, seed, keep) -> y (S, L, D), and what is kept
+    backward(grad, x, weights, settings, seed, kept) -> gradients of x and of every weight that is given, in order
+
+`kept` is None where nothing was kept.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Kept = tuple[Tensor, Tensor, Tensor]
 
 
 class BlockWeights(NamedTuple):

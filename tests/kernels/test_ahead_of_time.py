@@ -49,9 +49,10 @@ def test_every_variant_of_attention() -> None:
     [
         ("readout", "bfloat16 112 drawn", {"sample", "neurons", "map"}),
         ("patch_embed", "bfloat16 112 (128x32 state|32x128)", {"project", "weight"}),
+        ("parallel_block", "bfloat16 112 drops$", {"project", "output", "input", "weight", "ff_weight"}),
     ],
 )
-def test_sampling_of_the_published_model(operator: str, match: str, kernels: set[str]) -> None:
+def test_other_operators_of_the_published_model(operator: str, match: str, kernels: set[str]) -> None:
     usages = compiled(operator, match)
     assert {(u["name"].split()[1], u["arch"]) for u in usages} == {
         (kernel, arch) for kernel in kernels for arch in (80, 90)
@@ -60,8 +61,8 @@ def test_sampling_of_the_published_model(operator: str, match: str, kernels: set
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", ["readout", "patch_embed"])
-def test_every_variant_of_sampling(operator: str) -> None:
+@pytest.mark.parametrize("operator", ["readout", "patch_embed", "parallel_block"])
+def test_every_variant_of_other_operators(operator: str) -> None:
     usages = compiled(operator)
     assert len({(u["name"], u["arch"]) for u in usages}) == len(usages) > 80
     check(usages)

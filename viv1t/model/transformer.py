@@ -82,7 +82,7 @@ class ParallelBlock(nn.Module):
         self.ff_out = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
 
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
-        """x (S, L, D) -> (S, L, D); on a CPU, `recompute` keeps x alone for the backward."""
+        """x (S, L, D) -> (S, L, D); `recompute` keeps x alone for the backward."""
         norms = [p for n in (self.norm_q, self.norm_k) if isinstance(n, nn.LayerNorm) for p in (n.weight, n.bias)]
         weights = BlockWeights(
             self.norm.weight, self.norm.bias, self.fused_linear.weight, self.attention_out.weight, self.ff_out.weight,
@@ -227,12 +227,11 @@ class Transformer(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         recompute = torch.is_grad_enabled() and (x.is_cuda if self.recompute is None else self.recompute)
-        on_cpu = x.device.type == "cpu"
-        if on_cpu and isinstance(block, ParallelBlock):  # takes groups, and recomputes, by itself
+        if isinstance(block, ParallelBlock):  # takes groups, and recomputes, by itself
             parallel: Tensor = block(x, recompute)
             return parallel
         group = len(x)
-        if on_cpu and isinstance(block, SequentialBlock):
+        if x.device.type == "cpu" and isinstance(block, SequentialBlock):
             group = min(group, max(1, _GROUP_VALUES // (x.shape[1] * block.width)))
         if group == len(x) and not recompute:
             y: Tensor = block(x)
