@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "affine.h"
 #include "convert.h"
 #include "npy.h"
 #include "transpose.h"
@@ -19,18 +20,17 @@ using std::int64_t;
 
 namespace {
 
-constexpr int64_t kStagingBytes = 256 << 10;  // stays in the second-level cache
+constexpr int64_t kStagingBytes = 1 << 20;    // long reads are faster; more would not stay in the second-level cache
 constexpr int64_t kStrip = 32;                // rows that are transposed together: their frames stay in the first-level cache
 constexpr int64_t kStagedFrames = 320;        // of all rows, staged together
 constexpr int64_t kLongRow = 64 << 10;        // bytes of a row from which only the frames wanted are read
+constexpr int64_t kAhead = 512;               // elements by which tables are fetched ahead along frames
+constexpr int64_t kRowsAhead = 4;             // rows by which they are, where each row is cut in time
 
 template <class T> T* grown(std::vector<T>& scratch, int64_t size) {
     if (scratch.size() < static_cast<std::size_t>(size)) scratch.resize(static_cast<std::size_t>(size));
     return scratch.data();
 }
-
-// Neither NaN nor infinite; unlike std::isfinite it is vectorised.
-inline bool finite(float x) { return (std::bit_cast<std::uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 
 // Frames of (W, H) to frames of (H, W).
 template <class Word> void turn(const std::byte* from, std::byte* to, int64_t frames, int64_t height, int64_t width) {
@@ -96,22 +96,29 @@ public:
             table_pitch_ = 1;
             one_value_ = true;  // the same for all frames of a row
         }
+        ahead_ = read.out_frames_first ? kAhead : kRowsAhead * table_pitch_;
         subtract_ = t.subtract ? t.subtract + base : nullptr;
         scale_ = t.scale ? t.scale + base : nullptr;
     }
+
+    ~Output() { streams_end(); }
+    Output(const Output&) = delete;
+    Output& operator=(const Output&) = delete;
 
     std::byte* at(int64_t outer, int64_t inner) const {
         return static_cast<std::byte*>(read_.out) + (outer * pitch_ + inner) * item_;
     }
 
-    // Checks and transforms `count` elements as read from the file, and stores them. `x` may be where they are stored.
+    // Checks and transforms `count` elements as read from the file, and stores them.
     void finish(const float* x, int64_t outer, int64_t inner, int64_t count) const {
         const int64_t table = outer * table_pitch_ + (one_value_ ? 0 : inner);
         const float* const subtract = subtract_ ? subtract_ + table : nullptr;
         const float* const scale = scale_ ? scale_ + table : nullptr;
         float* const y = line_ ? line_ : reinterpret_cast<float*>(at(outer, inner));
-        const bool all_finite = one_value_ ? transform<true>(x, subtract, scale, y, count) : transform<false>(x, subtract, scale, y, count);
-        if (!all_finite) throw std::runtime_error("NaN or infinity" + where(outer, inner, x == y ? 0 : std::find_if_not(x, x + count, finite) - x));
+        const auto run = line_ ? (one_value_ ? affine<true, false> : affine<false, false>)
+                               : (one_value_ ? affine<true, true> : affine<false, true>);
+        const bool all_finite = run(x, subtract, scale, y, count, ahead_);
+        if (!all_finite) throw std::runtime_error("NaN or infinity" + where(outer, inner, std::find_if_not(x, x + count, finite) - x));
         if (read_.element == Element::bf16) {
             store_bf16(y, at(outer, inner), count);
         } else if (read_.element == Element::u8) {
@@ -135,34 +142,13 @@ private:
         return " at frame " + std::to_string(read_.first_frame + (read_.out_frames_first ? outer : inner + ahead));
     }
 
-    // y = (x - subtract) * scale; returns whether all x are finite.
-    template <bool kOneValue>
-    static bool transform(const float* x, const float* subtract, const float* scale, float* y, int64_t count) {
-        int odd = 0;
-        const auto loop = [&](auto value) {
-            for (int64_t i = 0; i < count; ++i) {
-                odd |= !finite(x[i]);
-                y[i] = value(x[i], kOneValue ? 0 : i);
-            }
-        };
-        if (subtract && scale)
-            loop([=](float v, int64_t i) { return (v - subtract[i]) * scale[i]; });
-        else if (subtract)
-            loop([=](float v, int64_t i) { return v - subtract[i]; });
-        else if (scale)
-            loop([=](float v, int64_t i) { return v * scale[i]; });
-        else
-            loop([](float v, int64_t) { return v; });
-        return !odd;
-    }
-
     const Read& read_;
     const int64_t item_;
     float* line_ = nullptr;
     const float* subtract_ = nullptr;
     const float* scale_ = nullptr;
     bool one_value_ = false;
-    int64_t pitch_ = 0, outer_ = 0, inner_ = 0, table_pitch_ = 0;
+    int64_t pitch_ = 0, outer_ = 0, inner_ = 0, table_pitch_ = 0, ahead_ = 0;
 };
 
 // The array's place in the file and how its elements become floats.
@@ -171,7 +157,7 @@ struct Reader::Source {
     int64_t item = 0;             // bytes of an element
     bool frames_first = false;    // each frame's rows lie together
     bool pixels_turned = false;   // ... in the order (W, H)
-    bool as_is = false;           // its bytes are those of the output, until they are finished
+    bool as_is = false;           // its bytes are those of the output
     bool floats = false;          // its elements are float32 of this machine
     Convert convert = nullptr;
 
@@ -202,8 +188,7 @@ Reader::Source Reader::locate(const Read& read, const NpyHeader& header) {
         source.pixels_turned = read.rows.size() == 2;
     }
     source.floats = header.dtype == Dtype::f32 && !needs_swap(header);
-    const bool bytes = header.dtype == Dtype::u8 && read.element == Element::u8 && read.transform.none();
-    source.as_is = ((source.floats && read.element == Element::f32) || bytes) && !source.pixels_turned;
+    source.as_is = header.dtype == Dtype::u8 && read.element == Element::u8 && read.transform.none() && !source.pixels_turned;
     return source;
 }
 
@@ -246,7 +231,7 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
     const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / kStrip * kStrip;
     const int64_t step = whole ? std::max(kStrip, fit) : kStrip;
     std::byte* const staged = grown(staging_, step * pitch * item);
-    float* const strip = grown(strip_, kStrip * frames);
+    float* const strip = source.floats ? nullptr : grown(strip_, kStrip * frames);
     float* const turned = read.out_frames_first ? grown(transposed_, kStrip * frames) : nullptr;
     for (int64_t r = 0; r < rows; r += step) {
         const int64_t m = std::min(step, rows - r);
@@ -259,12 +244,16 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
         const std::byte* const wanted = staged + (whole ? read.first_frame * item : 0);
         for (int64_t k = 0; k < m; k += kStrip) {
             const int64_t n = std::min(kStrip, m - k);
-            for (int64_t a = 0; a < n; ++a) {
-                source.convert(wanted + (k + a) * pitch * item, strip + a * frames, frames);
-                if (!read.out_frames_first) output.finish(strip + a * frames, r + k + a, 0, frames);
+            const std::byte* const rows_wanted = wanted + k * pitch * item;
+            if (!source.floats)
+                for (int64_t a = 0; a < n; ++a) source.convert(rows_wanted + a * pitch * item, strip + a * frames, frames);
+            const float* const from = source.floats ? reinterpret_cast<const float*>(rows_wanted) : strip;
+            const int64_t from_pitch = source.floats ? pitch : frames;
+            if (!read.out_frames_first) {
+                for (int64_t a = 0; a < n; ++a) output.finish(from + a * from_pitch, r + k + a, 0, frames);
+                continue;
             }
-            if (!read.out_frames_first) continue;
-            transpose(strip, frames, turned, kStrip, n, frames);
+            transpose(from, from_pitch, turned, kStrip, n, frames);
             for (int64_t t = 0; t < frames; ++t) output.finish(turned + t * kStrip, t, r + k, n);
         }
     }
@@ -273,19 +262,18 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
 void Reader::from_frames_to_frames(const Read& read, const File& file, const Source& source, Output& output) {
     const int64_t rows = read.row_count();
     const int64_t step = std::max<int64_t>(1, kStagingBytes / (rows * source.item));
-    float* const line = source.as_is ? nullptr : grown(strip_, rows);
+    float* const line = source.floats ? nullptr : grown(strip_, rows);
     for (int64_t t = 0; t < read.frames; t += step) {
         const int64_t n = std::min(step, read.frames - t);
         if (source.as_is) {
             file.read(output.at(t, 0), n * rows * source.item, source.offset((read.first_frame + t) * rows));
-            if (read.element == Element::u8) continue;  // nothing is left to check or change
-            for (int64_t k = 0; k < n; ++k) output.finish(reinterpret_cast<float*>(output.at(t + k, 0)), t + k, 0, rows);
             continue;
         }
         const std::byte* const staged = stage_frames(read, file, source, t, n);
         for (int64_t k = 0; k < n; ++k) {
-            source.convert(staged + k * rows * source.item, line, rows);
-            output.finish(line, t + k, 0, rows);
+            const std::byte* const frame = staged + k * rows * source.item;
+            if (!source.floats) source.convert(frame, line, rows);
+            output.finish(source.floats ? reinterpret_cast<const float*>(frame) : line, t + k, 0, rows);
         }
     }
 }

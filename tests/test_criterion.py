@@ -50,6 +50,20 @@ def test_response_is_cut_to_the_last_predicted_frames(name: str) -> None:
     assert torch.equal(_loss(name, longer, prediction), _loss(name, response, prediction))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("trials", [1, 2])
+@pytest.mark.parametrize("neurons", [6, 300])
+def test_order_in_memory_changes_neither_loss_nor_gradient(name: str, trials: int, neurons: int) -> None:
+    response, prediction = _pair(trials, neurons, 116, torch.float32)
+    found = []
+    for recorded in (response, response.transpose(1, 2).contiguous().transpose(1, 2)):
+        predicted = prediction[..., 3:].clone().requires_grad_()
+        loss = _loss(name, recorded, predicted)
+        loss.backward()
+        found.append((loss, predicted.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("name", SUMMED)
 def test_micro_batches_add_up(name: str) -> None:
     response, prediction = _pair()

@@ -30,6 +30,16 @@ def test_pieces_give_the_whole() -> None:
     np.testing.assert_allclose(accumulator.result(), _numpy_correlation(predictions, responses), rtol=1e-6)
 
 
+def test_order_in_memory_changes_nothing() -> None:
+    predictions, responses = _trials([37, 61], neurons=101)
+    turned = [response.T.contiguous().T for response in responses]
+    accumulators = CorrelationAccumulator(), CorrelationAccumulator()
+    for accumulator, recorded in zip(accumulators, (responses, turned), strict=True):
+        for prediction, response in zip(predictions, recorded, strict=True):
+            accumulator.update(prediction, response)
+    assert torch.equal(*(accumulator.result() for accumulator in accumulators))
+
+
 def test_pieces_do_not_cancel_far_from_zero() -> None:
     predictions, responses = _trials([30, 40])
     far = [[x.double() + 1e6 for x in xs] for xs in (predictions, responses)]

@@ -139,7 +139,8 @@ def criterion(
     """
     if name not in CRITERIA:
         raise ConfigError(f"--criterion must be one of {', '.join(CRITERIA)}, not {name!r}")
-    response = response[..., response.shape[-1] - prediction.shape[-1] :]
+    # Contiguous, so that sums are made in one order wherever the response comes from.
+    response = response[..., response.shape[-1] - prediction.shape[-1] :].contiguous()
     if mask is not None:
         mask = mask[:, None]
         response, prediction = (torch.where(mask, x, 0.0) for x in (response, prediction))

@@ -15,8 +15,8 @@ EPS = 1e-8  # added to every standard deviation, and to responses inside the Poi
 
 
 def _float64(x: Tensor) -> Tensor:
-    """In double precision, on the CPU where the device has none."""
-    return (x.detach().cpu() if x.device.type == "mps" else x.detach()).double()
+    """In double precision, on the CPU where the device has none; contiguous, so that sums are made in one order."""
+    return (x.detach().cpu() if x.device.type == "mps" else x.detach()).double().contiguous()
 
 
 class CorrelationAccumulator:

@@ -94,6 +94,7 @@ class Batch:
     """Trials of one mouse, stacked, float32.
 
     Trials shorter than the longest one are padded at the end with zeros; `frames` holds each one's true length.
+    Responses may be a view of (B, T, N) in memory; everything else is contiguous.
 
     Attributes:
         mouse_id: whose trials they are.

@@ -69,7 +69,7 @@ def assert_equal(a: Iterable[Batch], b: Iterable[Batch], *, rounded: bool = Fals
             if rounded and variable == "response":
                 reference = reference.bfloat16().float()
             assert mine.dtype == torch.float32
-            assert mine.is_contiguous()
+            assert mine.is_contiguous() or (variable == "response" and mine.transpose(1, 2).is_contiguous())
             assert mine.shape == reference.shape
             assert mine.numpy().tobytes() == reference.numpy().tobytes(), variable
 

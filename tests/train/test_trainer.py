@@ -17,6 +17,7 @@ from tiny_runs import metrics, options, same_weights, script_validation, train, 
 
 import viv1t
 from viv1t.config import RunConfig
+from viv1t.data.pack import pack
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.train import trainer as trainer_module
 from viv1t.train.checkpoint import read_checkpoint
@@ -224,6 +225,13 @@ def test_seed_decides_everything(mice: Path, tmp_path: Path) -> None:
         train(mice, tmp_path / name, seed=seed, epochs=1)
     assert same_run(tmp_path / "a", tmp_path / "b")
     assert not same_run(tmp_path / "a", tmp_path / "c")
+
+
+def test_packed_recordings_train_the_same_model(mice: Path, tmp_path: Path) -> None:
+    list(pack(mice, tmp_path / "packed"))
+    (a, scores), (b, others) = (train(mice, tmp_path / "a"), train(tmp_path / "packed", tmp_path / "b"))
+    assert same_weights(weights(a.model), weights(b.model))
+    assert scores == others
 
 
 def test_deterministic_asks_pytorch_for_it(mice: Path, tmp_path: Path) -> None:

@@ -34,8 +34,9 @@ class Prefetcher:
 
     What the C++ side cannot read is read, or refused with a reason, the plain way; where movies are video files, by
     threads, ahead as well. Values are checked to be finite in
-    the frames that are read, not in the whole trial. A batch's memory is used again once none of its tensors is left,
-    and, for a GPU, pinned.
+    the frames that are read, not in the whole trial. Responses keep the order in which a recording holds them: those of
+    a packed one, time outside of neurons, are handed out as a transposed view. A batch's memory is used again once none
+    of its tensors is left, and, for a GPU, pinned.
 
     Args:
         sessions: where trials lie.
@@ -120,7 +121,7 @@ class Prefetcher:
     def _submit(self, engine: _prefetcher.Prefetcher, plan: BatchPlan) -> Batch | None:
         """The batch that the engine now fills; None if it cannot."""
         session = self._sessions[plan.mouse_id]
-        tables = self._tables.get(plan.mouse_id) or self._make_tables(plan.mouse_id)
+        tables = self._tables.get(plan.mouse_id) or self._make_tables(plan)
         known = min((table.known for table in tables.values() if table.known is not None), default=None)
         if known is not None and any(sample.first_frame + sample.frames > known for sample in plan.samples):
             return None
@@ -174,37 +175,42 @@ class Prefetcher:
         variable, sample = VARIABLES[part // len(plan.samples)], plan.samples[part % len(plan.samples)]
         tables = self._tables[plan.mouse_id]
         if tables[variable].element == Element.u8:  # most likely grey levels that are no whole numbers
-            tables[variable] = self._make_table(plan.mouse_id, variable, Element.f32)
+            tables[variable] = self._make_table(plan, variable, Element.f32)
         elif not self._warned:
             self._warned = True
             path = self._sessions[plan.mouse_id].file(variable, sample.trial_id)
             logger.warning("mouse %s: %s: %s; such files are read the plain way, slower", plan.mouse_id, path, message)
 
-    def _make_tables(self, mouse_id: str) -> dict[str, _Table]:
+    def _make_tables(self, plan: BatchPlan) -> dict[str, _Table]:
         elements = {"video": Element.u8, "response": Element.bf16} if self._compact else {}
-        tables = {v: self._make_table(mouse_id, v, elements.get(v, Element.f32)) for v in VARIABLES}
-        self._tables[mouse_id] = tables
+        tables = {v: self._make_table(plan, v, elements.get(v, Element.f32)) for v in VARIABLES}
+        self._tables[plan.mouse_id] = tables
         return tables
 
-    def _make_table(self, mouse_id: str, variable: str, element: Element) -> _Table:
-        affine = self._transforms[mouse_id].affine.get(variable)
-        return _Table.make(self._sessions[mouse_id].rows(variable), affine, variable == "video", element)
+    def _make_table(self, plan: BatchPlan, variable: str, element: Element) -> _Table:
+        session = self._sessions[plan.mouse_id]
+        place = session.place(variable, plan.samples[0].trial_id)
+        frames_first = variable == "video" or (variable == "response" and place.frames_first)
+        affine = self._transforms[plan.mouse_id].affine.get(variable)
+        return _Table.make(session.rows(variable), affine, frames_first, element)
 
     def _allocate(self, plan: BatchPlan, tables: dict[str, _Table], frames: int) -> Batch:
         count = len(plan.samples)
-        shapes = {
-            v: (count, 1, frames, *t.rows) if t.frames_first else (count, *t.rows, frames) for v, t in tables.items()
-        }
+        shapes = {v: (count, frames, *t.rows) if t.frames_first else (count, *t.rows, frames) for v, t in tables.items()}
         types = {v: _TYPES[t.element] for v, t in tables.items()}
         sizes = {v: prod(shape) * types[v].itemsize for v, shape in shapes.items()}
         room = [-(-size // _LINE) * _LINE for size in sizes.values()]
         parts = zip(sizes.items(), self._memory.take(sum(room)).split(room), strict=True)
+        arrays = {v: part[:size].view(types[v]).view(shapes[v]) for (v, size), part in parts}
+        arrays["video"] = arrays["video"][:, None]
+        if tables["response"].frames_first:
+            arrays["response"] = arrays["response"].transpose(1, 2)
         return Batch(
             mouse_id=plan.mouse_id,
             trial_ids=tuple(sample.trial_id for sample in plan.samples),
             frames=torch.tensor([sample.frames for sample in plan.samples], dtype=torch.int64),
             first_frames=tuple(sample.first_frame for sample in plan.samples),
-            **{v: part[:size].view(types[v]).view(shapes[v]) for (v, size), part in parts},
+            **arrays,
         )
 
 
@@ -262,8 +268,9 @@ class _Memory:
         self._size = max(self._size, size)
         block = self._reuse()
         if block is None:
-            block = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-        view = block.numpy()[:size]  # an object of its own, which the tensor and its views keep alive
+            block = self._make()
+        start = -block.data_ptr() % _LINE
+        view = block.numpy()[start : start + size]  # an object of its own, which the tensor and its views keep alive
         weakref.finalize(view, self._give_back, block).atexit = False
         return torch.from_numpy(view)
 
@@ -273,9 +280,15 @@ class _Memory:
     def _reuse(self) -> torch.Tensor | None:
         while self._free:
             block = self._free.pop()
-            if len(block) >= self._size:
+            if len(block) >= self._size + _LINE:
                 return block
         return None
+
+    def _make(self) -> torch.Tensor:
+        size = self._size + _LINE
+        if self._pinned:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(np.empty(size, np.uint8))  # NumPy asks for huge pages, which are written faster
 
     def _give_back(self, block: torch.Tensor) -> None:
         if len(self._free) < self._most:
