@@ -129,12 +129,13 @@ std::string write_file(const std::string& folder, int rows, int frames) {
     return path;
 }
 
-// Crops of a file into slots that are used again and again, closed or destroyed while reads are under way.
+// Crops of a file, in either layout, into slots that are used again and again, closed or destroyed while reads are under way.
 void prefetcher_round(std::mt19937& random, const std::string& path, int rows, int frames) {
     const std::size_t slots = static_cast<std::size_t>(1 + below(random, kSlots)), parts = 4;
     const auto size = static_cast<std::size_t>(rows * frames);
     std::vector<std::vector<float>> memory(slots, std::vector<float>(parts * size));
     std::vector<int> starts(slots);
+    const bool frames_first = below(random, 2) != 0;
     std::thread closer;
     {
         Prefetcher prefetcher(static_cast<std::size_t>(1 + below(random, kThreads)), slots);
@@ -155,7 +156,7 @@ void prefetcher_round(std::mt19937& random, const std::string& path, int rows, i
             for (std::size_t p = 0; p < parts; ++p)
                 for (int r = 0; r < rows; ++r)
                     for (int t = 0; t < frames - 10; ++t)
-                        require(memory[slot][p * size + static_cast<std::size_t>(t * rows + r)] ==
+                        require(memory[slot][p * size + static_cast<std::size_t>(frames_first ? t * rows + r : r * frames + t)] ==
                                     static_cast<float>(r * frames + t + starts[slot]),
                                 "rows hold what the file holds");
         };
@@ -168,7 +169,7 @@ void prefetcher_round(std::mt19937& random, const std::string& path, int rows, i
                 for (std::size_t p = 0; p < parts; ++p)
                     reads[p] = Read{.path = starts[slot] ? path : "/nowhere", .rows = {rows}, .file_frames = frames,
                                     .first_frame = starts[slot], .frames = frames - 10, .transform = {},
-                                    .out = memory[slot].data() + p * size, .out_frames_first = true, .out_frames = frames};
+                                    .out = memory[slot].data() + p * size, .out_frames_first = frames_first, .out_frames = frames};
                 prefetcher.submit(std::move(reads));
             }
             while (below(random, 10) && prefetcher.pending()) take();
@@ -183,12 +184,12 @@ void prefetcher_round(std::mt19937& random, const std::string& path, int rows, i
 int main(int count, char** arguments) {
     require(count == 3, "two arguments");
     const int rounds = std::atoi(arguments[1]);
-    const std::string path = write_file(arguments[2], 37, 50);
+    const std::string path = write_file(arguments[2], 37, 110);
     std::mt19937 random(7);
     for (int i = 0; i < rounds; ++i) {
         ring_round(random);
         back_pressure_round(random);
-        prefetcher_round(random, path, 37, 50);
+        prefetcher_round(random, path, 37, 110);
     }
     std::printf("%d rounds\n", rounds);
 }

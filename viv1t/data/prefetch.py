@@ -196,7 +196,9 @@ class Prefetcher:
 
     def _allocate(self, plan: BatchPlan, tables: dict[str, _Table], frames: int) -> Batch:
         count = len(plan.samples)
-        shapes = {v: (count, frames, *t.rows) if t.frames_first else (count, *t.rows, frames) for v, t in tables.items()}
+        shapes = {
+            v: (count, frames, *t.rows) if t.frames_first else (count, *t.rows, frames) for v, t in tables.items()
+        }
         types = {v: _TYPES[t.element] for v, t in tables.items()}
         sizes = {v: prod(shape) * types[v].itemsize for v, shape in shapes.items()}
         room = [-(-size // _LINE) * _LINE for size in sizes.values()]
