@@ -12,28 +12,38 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from viv1t.kernels.attention import attention
 from viv1t.kernels.patch_embed import patch_embed
 from viv1t.kernels.readout import readout
 from viv1t.kernels.reference.readout import readout as plain_readout
 
-from benchmarks.baseline.core import Unfold
+from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
+from benchmarks.baseline.core import Unfold, attend
 from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+from viv1t.config import VivitConfig
+from viv1t.model.transformer import ParallelBlock
 
 THREADS = 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)
 GRID, DEPTH, NEURONS = (15, 29), 112, 8000
 PATCH, STRIDE = (25, 7, 7), (1, 2, 2)
+CONFIG = VivitConfig(parallel_attention=True)
 
 
 class Work:
-    """Forward and backward. A variant sets `leaves`, what is differentiated, and defines `forward`."""
+    """Forward and backward. A variant sets `leaves`, what is differentiated, and defines `forward`.
+
+    Args:
+        device: where it runs.
+        precision: of autocast.
+    """
 
     leaves: list[Tensor]
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        self.device, self.precision = device, precision
         torch.manual_seed(0)
 
     def draw(self, *shape: int) -> Tensor:
@@ -45,15 +55,16 @@ class Work:
     def __call__(self) -> None:
         for leaf in self.leaves:
             leaf.requires_grad_().grad = None
-        y = self.forward()
+        with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
+            y = self.forward()
         y.backward(torch.ones_like(y))
 
 
 class Readout(Work):
     """The readout in training, noise drawn."""
 
-    def __init__(self, device: str) -> None:
-        super().__init__(device)
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        super().__init__(device, precision)
         maps = self.draw(TRIALS, FRAMES, *GRID, DEPTH)
         places = [0.5 * self.draw(NEURONS, 2), 0.5 * self.draw(NEURONS, 2, 2), 0.1 * self.draw(TRIALS, FRAMES, 2)]
         state = [self.draw(TRIALS, FRAMES, DEPTH), self.draw(NEURONS)]
@@ -76,51 +87,90 @@ class PlainReadout(Readout):
 class PatchEmbed(Work):
     """Patches, normalised and projected."""
 
-    precision = torch.float32
-
-    def __init__(self, device: str) -> None:
-        super().__init__(device)
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        super().__init__(device, precision)
         self.video, self.state = self.draw(TRIALS, 1, FRAMES_IN, *FRAME_SIZE), self.draw(TRIALS, 4, FRAMES_IN)
         values = 5 * PATCH[0] * PATCH[1] * PATCH[2]
         self.leaves = [1 + 0.1 * self.draw(values), self.draw(values), self.draw(DEPTH, values), self.draw(DEPTH)]
 
-    def embed(self) -> Tensor:
-        return patch_embed(self.video, self.state, *self.leaves, PATCH, STRIDE)
-
     def forward(self) -> Tensor:
-        with torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32):
-            return self.embed()
+        return patch_embed(self.video, self.state, *self.leaves, PATCH, STRIDE)
 
 
 class PlainPatchEmbed(PatchEmbed):
     """Every patch written out."""
 
-    def embed(self) -> Tensor:
+    def forward(self) -> Tensor:
         gamma, beta, weight, bias = self.leaves
         state = self.state[..., None, None].expand(-1, -1, -1, *FRAME_SIZE)
         patches = Unfold(PATCH, STRIDE)(torch.cat((self.video, state), dim=1))
         return F.linear(F.layer_norm(patches, patches.shape[-1:], gamma, beta), weight, bias)
 
 
-class PatchEmbedBf16(PatchEmbed):
-    precision = torch.bfloat16
+class Attention(Work):
+    """Attention over a frame's patches, in training."""
+
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        super().__init__(device, precision)
+        width = 3 * CONFIG.num_heads * CONFIG.head_dim
+        self.leaves = [self.draw(TRIALS * FRAMES, GRID[0] * GRID[1], width).to(precision)]
+
+    def forward(self) -> Tensor:
+        return attention(
+            *self.leaves, CONFIG.num_heads, CONFIG.head_dim, CONFIG.head_dim**-0.5, dropout=CONFIG.mha_dropout
+        )
 
 
-class PlainPatchEmbedBf16(PlainPatchEmbed):
-    precision = torch.bfloat16
+class PlainAttention(Attention):
+    """PyTorch's attention and dropout."""
+
+    def forward(self) -> Tensor:
+        q, k, v = self.leaves[0].chunk(3, dim=-1)
+        y = attend(q, k, v, CONFIG.num_heads, torch.tensor(CONFIG.head_dim**-0.5), CONFIG.flash_attention)
+        return F.dropout(y, CONFIG.mha_dropout)
+
+
+class Block(Work):
+    """A spatial block in training, which keeps what it keeps by default."""
+
+    kind: type[nn.Module] = ParallelBlock
+
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        super().__init__(device, precision)
+        self.block = self.kind(CONFIG).to(device)
+        self.leaves = [self.draw(TRIALS * FRAMES, GRID[0] * GRID[1], DEPTH), *self.block.parameters()]
+
+    def forward(self) -> Tensor:
+        y: Tensor = self.block(self.leaves[0], recompute=self.device == "cuda")
+        return y
+
+
+class PlainBlock(Block):
+    """As published."""
+
+    kind = PlainParallelBlock
+
+    def forward(self) -> Tensor:
+        y: Tensor = self.block(self.leaves[0])
+        return y
 
 
 @dataclass(frozen=True)
 class Case:
     name: str
-    variants: Mapping[str, Callable[[str], Work]]
+    precision: torch.dtype
+    variants: Mapping[str, Callable[[str, torch.dtype], Work]]
     needed_bytes: float  # by the hungriest variant
 
 
 CASES = [
-    Case("readout-float32", {"viv1t": Readout, "published": PlainReadout}, 3e9),
-    Case("patch-embed-float32", {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
-    Case("patch-embed-bf16", {"viv1t": PatchEmbedBf16, "published": PlainPatchEmbedBf16}, 8e9),
+    Case("readout-float32", torch.float32, {"viv1t": Readout, "published": PlainReadout}, 3e9),
+    Case("patch-embed-float32", torch.float32, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
+    Case("patch-embed-bf16", torch.bfloat16, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
+    Case("attention-float32", torch.float32, {"viv1t": Attention, "published": PlainAttention}, 2e9),
+    Case("attention-bf16", torch.bfloat16, {"viv1t": Attention, "published": PlainAttention}, 2e9),
+    Case("parallel-block-float32", torch.float32, {"viv1t": Block, "published": PlainBlock}, 2e9),
+    Case("parallel-block-bf16", torch.bfloat16, {"viv1t": Block, "published": PlainBlock}, 2e9),
 ]
 
 
@@ -134,10 +184,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_operator_seconds(case: Case, report: Report) -> None:
-    samples = seconds({name: make(DEVICE) for name, make in case.variants.items()}, repeats=5, threads=THREADS)
-    report.add("operators", case.name, "seconds", "s", samples)
+    works = {name: make(DEVICE, case.precision) for name, make in case.variants.items()}
+    report.add("operators", case.name, "seconds", "s", seconds(works, repeats=5, threads=THREADS))
 
 
 def test_operator_peak_bytes(case: Case, report: Report) -> None:
-    samples = {name: [peak_bytes(make, DEVICE, threads=THREADS)] for name, make in case.variants.items()}
+    arguments = DEVICE, case.precision
+    samples = {name: peak_bytes(make, *arguments, threads=THREADS) for name, make in case.variants.items()}
     report.add("operators", case.name, "peak_bytes", "B", samples)
