@@ -1,7 +1,9 @@
 """Training batches delivered from a warm page cache: recorded sessions and packed ones, on two CPU cores.
 
 All variants read the same files, cut the same crops and apply the same transform; nothing is done with the batches.
-The published way knows recorded sessions only, and stands beside packed ones as what they replace.
+Of packed recordings, the engine and its peers hand out responses as they lie, a (B, N, T) view of (B, T, N), which the
+criterion makes contiguous. The published way knows recorded sessions only, and stands beside packed ones as what they
+replace. Worker processes are started before the clock.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.baseline.loader import DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
+from benchmarks.baseline.loader import SLOTS, DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
 from benchmarks.harness import Report, available_bytes, seconds, torch_threads
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
@@ -34,7 +37,8 @@ from viv1t.data.transform import Transform
 SEED, EPOCH = 1, 0
 NEEDED_BYTES = 6e9  # two sets of recordings in the page cache, and the published way's processes
 LOADERS: dict[str, Callable[..., Any]] = {
-    "published": PublishedLoader, "peer:dataloader": TunedLoader, "peer:pread": Pread,
+    "published": PublishedLoader, "published:no-workers": partial(PublishedLoader, processes=0),
+    "peer:dataloader": TunedLoader, "peer:pread": Pread, "peer:pread-slots": partial(Pread, slots=SLOTS),
 }  # fmt: skip
 if importlib.util.find_spec("spdl"):
     LOADERS["peer:spdl"] = SpdlLoader
@@ -122,7 +126,7 @@ class Epoch:
         if variant == "viv1t":
             self.recordings = Recordings.open(size.config(folder / case), SEED)
             return
-        place = folder / ("raw" if variant == "published" else case)
+        place = folder / ("raw" if variant.startswith("published") else case)
         sessions = {path.name: Session.open(path) for path in sorted(place.iterdir())}
         transforms = {
             mouse: Transform(mouse, "published", computed_statistics(session), 1.0, session.frame_size)

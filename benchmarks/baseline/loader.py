@@ -1,17 +1,16 @@
 """Other ways to deliver the same batches: the published model's plain way, and what a good engineer would write.
 
 All are given the same files, crops and transforms as the engine, and deliver equal batches, except `Pread`, which
-reads the bytes and does nothing with them.
+reads the bytes and does nothing with them. Like the engine's, responses of packed recordings come as they lie, a view
+of (B, T, N); the published way, which knows recorded sessions only, makes every trial contiguous.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.managers import DictProxy
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from viv1t.data.reader import BatchPlan, Sample
 from viv1t.data.session import VARIABLES, Place, Session
-from viv1t.data.transform import Transform
+from viv1t.data.transform import Affine, Transform
 
 Arrays = dict[str, Tensor]  # one batch, by variable
 MAX_FRAMES = 300
+SLOTS = 4  # batches that the engine keeps in memory: three ahead, one in use
 
 
 class TrialDataset(Dataset[Arrays]):
-    """One mouse, one trial an item, whole arrays loaded, converted and transformed, statistics behind a proxy."""
+    """One mouse, one trial an item: whole arrays loaded, converted and transformed, then cropped."""
 
-    def __init__(self, session: Session, samples: Sequence[Sample], statistics: DictProxy[str, Any]) -> None:
+    def __init__(self, session: Session, samples: Sequence[Sample], affine: Mapping[str, Affine]) -> None:
         folders = {"video": "videos", "response": "responses", "behavior": "behavior", "pupil_center": "pupil_center"}
         self.folders = {v: session.path / "data" / name for v, name in folders.items()}
-        self.samples, self.statistics = samples, statistics
+        self.samples, self.affine = samples, affine
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,8 +45,10 @@ class TrialDataset(Dataset[Arrays]):
         trial = {}
         for variable in VARIABLES:
             array = np.load(self.folders[variable] / f"{sample.trial_id}.npy").astype(np.float32)[..., :MAX_FRAMES]
-            offset, scale = self.statistics[variable]
-            array = (array - offset[..., : array.shape[-1]]) * scale[..., : array.shape[-1]]
+            offset, scale = self.affine[variable].part(0, array.shape[-1])
+            if variable != "response":
+                array = array - offset
+            array = array * scale
             if variable == "video":
                 array = array.transpose(2, 0, 1)[None]
             trial[variable] = torch.from_numpy(np.ascontiguousarray(array[:, crop]))
@@ -54,23 +56,30 @@ class TrialDataset(Dataset[Arrays]):
 
 
 class PublishedLoader:
-    """Two worker processes for each mouse, statistics shared through a manager's proxy dictionary."""
+    """A DataLoader for each mouse, of two worker processes or none.
+
+    The processes share the statistics by being forked, which costs nothing while batches are made, and live on from
+    epoch to epoch.
+    """
 
     def __init__(
-        self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform], plans: Sequence[BatchPlan], _: int
+        self,
+        sessions: Mapping[str, Session],
+        transforms: Mapping[str, Transform],
+        plans: Sequence[BatchPlan],
+        _: int,
+        processes: int = 2,
     ) -> None:
-        self.manager = multiprocessing.Manager()
         self.order = [plan.mouse_id for plan in plans]
         self.loaders = {}
         for mouse, session in sessions.items():
-            affine = transforms[mouse].affine
-            statistics = self.manager.dict({v: (affine[v].offset, affine[v].scale) for v in VARIABLES})
             samples = [sample for plan in plans if plan.mouse_id == mouse for sample in plan.samples]
             self.loaders[mouse] = DataLoader(
-                TrialDataset(session, samples, statistics),
+                TrialDataset(session, samples, transforms[mouse].affine),
                 batch_size=max(len(plan.samples) for plan in plans),
-                num_workers=2,
-                persistent_workers=True,
+                num_workers=processes,
+                multiprocessing_context="fork" if processes else None,
+                persistent_workers=processes > 0,
             )
 
     def __iter__(self) -> Iterator[Arrays]:
@@ -79,7 +88,48 @@ class PublishedLoader:
 
     def close(self) -> None:
         self.loaders.clear()
-        self.manager.shutdown()
+
+
+class Stacker:
+    """Transforms crops straight into batches, which lie in memory like the engine's."""
+
+    def __init__(self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform]) -> None:
+        self.sessions, self.transforms = sessions, transforms
+        self.tables: dict[tuple[str, str], tuple[np.ndarray | None, np.ndarray]] = {}
+
+    def time_first(self, mouse: str, variable: str) -> bool:
+        """Whether time lies before neurons or pixels."""
+        session = self.sessions[mouse]
+        return variable == "video" or session.place(variable, session.trials("train")[0]).frames_first
+
+    def empty(self, plan: BatchPlan) -> tuple[dict[str, np.ndarray], Arrays]:
+        """A batch's memory, and the batch."""
+        memory, batch = {}, {}
+        for variable in VARIABLES:
+            rows, count, frames = self.sessions[plan.mouse_id].rows(variable), len(plan.samples), plan.frames
+            assert frames is not None
+            time_first = self.time_first(plan.mouse_id, variable)
+            memory[variable] = np.empty((count, frames, *rows) if time_first else (count, *rows, frames), np.float32)
+            tensor = torch.from_numpy(memory[variable])
+            batch[variable] = tensor[:, None] if variable == "video" else tensor.mT if time_first else tensor
+        return memory, batch
+
+    def write(self, out: np.ndarray, raw: np.ndarray, mouse: str, variable: str, first: int) -> None:
+        """Fills a trial's memory with the frames `raw` (T, rows...), of which `first` is the first one's number."""
+        time_first = self.time_first(mouse, variable)
+        if (mouse, variable) not in self.tables:
+            affine = self.transforms[mouse].affine[variable]
+            laid = [np.moveaxis(a, -1, 0).copy() if time_first else a for a in (affine.offset, affine.scale)]
+            self.tables[mouse, variable] = laid[0] if laid[0].any() else None, laid[1]
+        offset, scale = self.tables[mouse, variable]
+        frames = slice(first, first + len(raw))
+        cut: Any = frames if time_first else (..., frames)
+        raw = raw if time_first else np.moveaxis(raw, 0, -1)
+        if offset is None:
+            np.multiply(raw, scale[cut], out=out, dtype=np.float32, casting="unsafe")
+        else:
+            np.subtract(raw, offset[cut], out=out, dtype=np.float32, casting="unsafe")
+            out *= scale[cut]
 
 
 class BatchDataset(Dataset[Arrays]):
@@ -88,7 +138,7 @@ class BatchDataset(Dataset[Arrays]):
     def __init__(
         self, sessions: Mapping[str, Session], transforms: Mapping[str, Transform], plans: Sequence[BatchPlan]
     ) -> None:
-        self.sessions, self.plans, self.affine = sessions, plans, {m: t.affine for m, t in transforms.items()}
+        self.sessions, self.plans, self.stacker = sessions, plans, Stacker(sessions, transforms)
         self.stacks: dict[Path, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -96,30 +146,22 @@ class BatchDataset(Dataset[Arrays]):
 
     def __getitem__(self, item: int) -> Arrays:
         plan = self.plans[item]
-        session = self.sessions[plan.mouse_id]
-        batch = {}
-        for variable in VARIABLES:
-            rows, frames = session.rows(variable), plan.frames
-            assert frames is not None
-            video = variable == "video"
-            out = np.empty((len(plan.samples), *((frames, *rows) if video else (*rows, frames))), np.float32)
+        memory, batch = self.stacker.empty(plan)
+        for variable, out in memory.items():
             for row, sample in zip(out, plan.samples, strict=True):
-                first, last = sample.first_frame, sample.first_frame + sample.frames
-                offset, scale = self.affine[plan.mouse_id][variable].part(first, sample.frames)
-                raw = self._map(session.place(variable, sample.trial_id))[..., first:last]
-                view = np.moveaxis(row, 0, -1) if video else row
-                np.subtract(raw, offset, out=view, dtype=np.float32, casting="unsafe")
-                view *= scale
-            batch[variable] = torch.from_numpy(out[:, None] if video else out)
+                raw = self._crop(self.sessions[plan.mouse_id].place(variable, sample.trial_id), sample)
+                self.stacker.write(row, raw, plan.mouse_id, variable, sample.first_frame)
         return batch
 
-    def _map(self, place: Place) -> np.ndarray:
-        """The trial, (rows..., T), from its file, which stays mapped if it holds many."""
+    def _crop(self, place: Place, sample: Sample) -> np.ndarray:
+        """(T, rows...) from a mapped file, which stays mapped if it holds many trials."""
+        frames = slice(sample.first_frame, sample.first_frame + sample.frames)
         if not place.frames_first:
-            return np.load(place.path, mmap_mode="r")
+            return np.moveaxis(np.load(place.path, mmap_mode="r")[..., frames], -1, 0)
         if place.path not in self.stacks:
             self.stacks[place.path] = np.load(place.path, mmap_mode="r")
-        return np.moveaxis(self.stacks[place.path][place.index], 0, -1)
+        stack: np.ndarray = self.stacks[place.path][place.index, frames]
+        return stack
 
 
 class TunedLoader:
@@ -184,7 +226,7 @@ class DaliLoader:
     ) -> None:
         from nvidia.dali import Pipeline, fn
 
-        self.sessions, self.plans, self.affine = sessions, plans, {m: t.affine for m, t in transforms.items()}
+        self.plans, self.stacker = plans, Stacker(sessions, transforms)
         samples = [(sessions[plan.mouse_id], sample) for plan in plans for sample in plan.samples]
         size = max(len(plan.samples) for plan in plans)
         samples += samples[-1:] * (-len(samples) % size)  # the reader starts over at a whole batch
@@ -220,48 +262,50 @@ class DaliLoader:
     def __iter__(self) -> Iterator[Arrays]:
         stream = self._samples()
         for plan in self.plans:
-            assert plan.frames is not None
-            batch = {}
-            for variable in VARIABLES:
-                rows = self.sessions[plan.mouse_id].rows(variable)
-                shape = (1, plan.frames, *rows) if variable == "video" else (*rows, plan.frames)
-                batch[variable] = torch.empty((len(plan.samples), *shape))
+            memory, batch = self.stacker.empty(plan)
             for row, sample in enumerate(plan.samples):
                 for variable, raw in next(stream).items():
-                    offset, scale = self.affine[plan.mouse_id][variable].part(sample.first_frame, sample.frames)
-                    out = batch[variable][row].numpy()
-                    view = np.moveaxis(out[0], 0, -1) if variable == "video" else out
-                    np.subtract(raw, offset, out=view, dtype=np.float32, casting="unsafe")
-                    view *= scale
+                    self.stacker.write(memory[variable][row], raw, plan.mouse_id, variable, sample.first_frame)
             yield batch
         for _ in stream:  # what fills up the last batch
             pass
 
     def _samples(self) -> Iterator[dict[str, np.ndarray]]:
-        """Crops (rows..., frames), raw."""
+        """Crops (frames, rows...), raw."""
         for _ in range(self.runs):
             outputs = self.pipeline.run()
             for i in range(self.size):
                 arrays = [output.at(i) for output in outputs]
                 stacked = arrays[0].ndim == 4
-                yield {
-                    v: np.moveaxis(a[0], 0, -1) if stacked else a for v, a in zip(VARIABLES, arrays, strict=True)
-                }
+                yield {v: a[0] if stacked else np.moveaxis(a, -1, 0) for v, a in zip(VARIABLES, arrays, strict=True)}
 
     def close(self) -> None:
         del self.pipeline
 
 
 class Pread:
-    """As many threads, reading the bytes that the batches are made of, and doing nothing with them: an upper bound."""
+    """As many threads, reading the bytes that the batches are made of, and doing nothing with them: an upper bound.
 
-    def __init__(self, sessions: Mapping[str, Session], _: object, plans: Sequence[BatchPlan], workers: int) -> None:
+    Each thread reads into one place again and again, which stays in the caches; or, with `slots`, batches lie where the
+    engine's would, in a ring of as many slots, which is larger than any cache.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        _: object,
+        plans: Sequence[BatchPlan],
+        workers: int,
+        slots: int = 0,
+    ) -> None:
         self.workers = workers
         self.reads = [
             [self._range(sessions[plan.mouse_id], v, sample) for sample in plan.samples for v in VARIABLES]
             for plan in plans
         ]
         self.largest = max(count for reads in self.reads for _, _, count in reads)
+        batch = max(sum(count for _, _, count in reads) for reads in self.reads)
+        self.ring = [np.empty(batch, np.uint8).data for _ in range(slots)]
 
     @staticmethod
     def _range(session: Session, variable: str, sample: Sample) -> tuple[Path, int, int]:
@@ -276,17 +320,20 @@ class Pread:
     def __iter__(self) -> Iterator[Arrays]:
         own = threading.local()
 
-        def read(ranges: list[tuple[Path, int, int]]) -> Arrays:
+        def read(number: int) -> Arrays:
             if not hasattr(own, "buffer"):
                 own.buffer = memoryview(bytearray(self.largest))
-            for path, first, count in ranges:
+            place = 0
+            for path, first, count in self.reads[number]:
+                to = self.ring[number % len(self.ring)][place:] if self.ring else own.buffer
                 file = os.open(path, os.O_RDONLY)
-                os.preadv(file, [own.buffer[:count]], first)
+                os.preadv(file, [to[:count]], first)
                 os.close(file)
+                place += count
             return {}
 
         with ThreadPoolExecutor(self.workers) as pool:
-            yield from pool.map(read, self.reads)
+            yield from pool.map(read, range(len(self.reads)))
 
     def close(self) -> None:
-        pass
+        self.ring.clear()
