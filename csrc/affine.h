@@ -17,8 +17,8 @@ inline bool finite(float x) { return (std::bit_cast<std::uint32_t>(x) & 0x7f8000
 
 namespace detail {
 
-constexpr std::int64_t kLine = 16;             // floats of a cache line
-constexpr std::int64_t kStreamed = 4 * kLine;  // a shorter run is stored as usual
+constexpr std::int64_t kLine = 16;              // floats of a cache line
+constexpr std::int64_t kStreamed = 16 * kLine;  // in shorter runs the ends, which share their lines, would cost too much
 
 // Stores a line, aligned, past the caches: batches are larger than these and are used later.
 inline void stream_line(const float* from, float* to) {
@@ -78,6 +78,7 @@ bool affine(
     };
     const auto run = [&](auto value) {
         if (kStream && count >= detail::kStreamed) return detail::each_streamed(x, y, count, value, fetch);
+        for (std::int64_t i = 0; i < count; i += detail::kLine) fetch(i);
         return detail::each(x, y, 0, count, value);
     };
     const auto at = [](std::int64_t i) { return kOneValue ? 0 : i; };

@@ -22,10 +22,11 @@ namespace {
 
 constexpr int64_t kStagingBytes = 1 << 20;    // long reads are faster; more would not stay in the second-level cache
 constexpr int64_t kStrip = 32;                // rows that are transposed together: their frames stay in the first-level cache
+constexpr int64_t kRows = 256;                // the same where rows are read, if they are short: long runs are stored faster
 constexpr int64_t kStagedFrames = 320;        // of all rows, staged together
 constexpr int64_t kLongRow = 64 << 10;        // bytes of a row from which only the frames wanted are read
-constexpr int64_t kAhead = 512;               // elements by which tables are fetched ahead along frames
-constexpr int64_t kRowsAhead = 4;             // rows by which they are, where each row is cut in time
+constexpr int64_t kAhead = 512;               // elements by which tables are fetched ahead where whole frames are finished
+constexpr int64_t kRunsAhead = 4;             // elsewhere: rows, or frames
 
 template <class T> T* grown(std::vector<T>& scratch, int64_t size) {
     if (scratch.size() < static_cast<std::size_t>(size)) scratch.resize(static_cast<std::size_t>(size));
@@ -81,7 +82,8 @@ private:
 // (frames, rows) or (rows, frames).
 class Reader::Output {
 public:
-    Output(const Read& read, std::vector<float>& line) : read_(read), item_(static_cast<int64_t>(item_size(read.element))) {
+    Output(const Read& read, bool whole_frames, std::vector<float>& line)
+        : read_(read), item_(static_cast<int64_t>(item_size(read.element))) {
         const Transform& t = read.transform;
         const int64_t rows = read.row_count();
         pitch_ = read.out_frames_first ? rows : read.out_frames;
@@ -96,7 +98,7 @@ public:
             table_pitch_ = 1;
             one_value_ = true;  // the same for all frames of a row
         }
-        ahead_ = read.out_frames_first ? kAhead : kRowsAhead * table_pitch_;
+        ahead_ = whole_frames ? kAhead : kRunsAhead * table_pitch_;
         subtract_ = t.subtract ? t.subtract + base : nullptr;
         scale_ = t.scale ? t.scale + base : nullptr;
     }
@@ -212,7 +214,7 @@ void Reader::operator()(const Read& read) {
     const File file(read.path);
     const NpyHeader header = read_npy_header(file.fd());
     const Source source = locate(read, header);
-    Output output(read, line_);
+    Output output(read, source.frames_first && read.out_frames_first, line_);
     if (!source.frames_first)
         from_rows(read, file, source, output);
     else if (read.out_frames_first)
@@ -228,11 +230,12 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
     const int64_t rows = read.row_count(), item = source.item, frames = read.frames;
     const bool whole = read.file_frames * item < kLongRow;
     const int64_t pitch = whole ? read.file_frames : frames;
-    const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / kStrip * kStrip;
-    const int64_t step = whole ? std::max(kStrip, fit) : kStrip;
+    const int64_t strip_rows = kRows * pitch * item <= kStagingBytes ? kRows : kStrip;
+    const int64_t fit = kStagingBytes / std::max<int64_t>(1, pitch * item) / strip_rows * strip_rows;
+    const int64_t step = whole ? std::max(strip_rows, fit) : strip_rows;
     std::byte* const staged = grown(staging_, step * pitch * item);
-    float* const strip = source.floats ? nullptr : grown(strip_, kStrip * frames);
-    float* const turned = read.out_frames_first ? grown(transposed_, kStrip * frames) : nullptr;
+    float* const strip = source.floats ? nullptr : grown(strip_, (read.out_frames_first ? strip_rows : 1) * frames);
+    float* const turned = read.out_frames_first ? grown(transposed_, strip_rows * frames) : nullptr;
     for (int64_t r = 0; r < rows; r += step) {
         const int64_t m = std::min(step, rows - r);
         if (whole) {
@@ -242,19 +245,22 @@ void Reader::from_rows(const Read& read, const File& file, const Source& source,
                 file.read(staged + k * pitch * item, pitch * item, source.offset((r + k) * read.file_frames + read.first_frame));
         }
         const std::byte* const wanted = staged + (whole ? read.first_frame * item : 0);
-        for (int64_t k = 0; k < m; k += kStrip) {
-            const int64_t n = std::min(kStrip, m - k);
-            const std::byte* const rows_wanted = wanted + k * pitch * item;
-            if (!source.floats)
-                for (int64_t a = 0; a < n; ++a) source.convert(rows_wanted + a * pitch * item, strip + a * frames, frames);
-            const float* const from = source.floats ? reinterpret_cast<const float*>(rows_wanted) : strip;
-            const int64_t from_pitch = source.floats ? pitch : frames;
-            if (!read.out_frames_first) {
-                for (int64_t a = 0; a < n; ++a) output.finish(from + a * from_pitch, r + k + a, 0, frames);
-                continue;
-            }
-            transpose(from, from_pitch, turned, kStrip, n, frames);
-            for (int64_t t = 0; t < frames; ++t) output.finish(turned + t * kStrip, t, r + k, n);
+        const auto floats = [&](int64_t row, float* to) {  // a row's frames
+            const std::byte* const from = wanted + row * pitch * item;
+            if (source.floats) return reinterpret_cast<const float*>(from);
+            source.convert(from, to, frames);
+            return static_cast<const float*>(to);
+        };
+        if (!read.out_frames_first) {
+            for (int64_t k = 0; k < m; ++k) output.finish(floats(k, strip), r + k, 0, frames);
+            continue;
+        }
+        for (int64_t k = 0; k < m; k += strip_rows) {
+            const int64_t n = std::min(strip_rows, m - k);
+            const float* const from = floats(k, strip);
+            for (int64_t a = 1; a < n; ++a) floats(k + a, strip + a * frames);
+            transpose(from, source.floats ? pitch : frames, turned, strip_rows, n, frames);
+            for (int64_t t = 0; t < frames; ++t) output.finish(turned + t * strip_rows, t, r + k, n);
         }
     }
 }

@@ -169,6 +169,7 @@ class PackedSession(Session):
         self.document = document
         self._layout = document.layout()
         self._index = {trial: index for index, trial in enumerate(document.trials)}
+        self._files = {variable: path / name for variable, name in FILES.items()}  # asked for with every read
 
     @classmethod
     def open_folder(cls, path: Path, mouse_id: str) -> PackedSession:
@@ -194,7 +195,7 @@ class PackedSession(Session):
         """The array that holds `variable` (video, response, behavior, pupil_center) of all trials, or a video."""
         if variable == "video" and self.document.has_videos:
             return video_file(self.path, trial)
-        return self.path / FILES[variable]
+        return self._files[variable]
 
     @property
     def has_videos(self) -> bool:
