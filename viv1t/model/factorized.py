@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from viv1t.config import FactorizedBaselineConfig
 from viv1t.errors import ConfigError
+from viv1t.kernels.recurrent import gru
 from viv1t.types import FRAME_RATE
 
 _STATE_CHANNELS = {
@@ -102,11 +103,6 @@ class FactorizedBaseline(nn.Module):
     def set_recompute(self, on: bool | None) -> None:
         """This core keeps its intermediates."""
 
-    def compile_blocks(self) -> None:
-        """Compiles every layer with torch.compile."""
-        for layer in self.layers:
-            layer.compile(dynamic=True)
-
     def regularizer(self) -> Tensor | None:
         """Roughness of the first kernels: squared Laplacian over squared weights, times the options' weights.
 
@@ -138,7 +134,7 @@ class FactorizedBaseline(nn.Module):
             return torch.cat((with_differences(behavior), with_differences(pupil_center)), dim=1)
         state = torch.cat((behavior, pupil_center), dim=1)
         if self.gru is not None:
-            state = self.gru(state.transpose(1, 2))[0].transpose(1, 2)
+            state = gru(self.gru, state.transpose(1, 2)).transpose(1, 2)
         return state
 
     def forward(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, mouse: str) -> Tensor:

@@ -16,6 +16,7 @@ from viv1t.config import (
     MlpV3ModulatorConfig,
     ModulatorConfig,
 )
+from viv1t.kernels.recurrent import gru
 
 
 def history(x: Tensor, size: int) -> Tensor:
@@ -62,7 +63,7 @@ class GruModulator(nn.Module):
 
     def forward(self, r: Tensor, state: Tensor) -> Tensor:
         x = r.transpose(1, 2) + self.state_encoder(state.transpose(1, 2))
-        return r + torch.tanh(self.decoder(self.gru(x)[0])).transpose(1, 2)
+        return r + torch.tanh(self.decoder(gru(self.gru, x))).transpose(1, 2)
 
 
 class MlpV2Modulator(nn.Module):
