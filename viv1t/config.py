@@ -474,7 +474,10 @@ class TrainConfig(_Checked):
     grad_checkpointing: bool | None = option(
         "grad_checkpointing", None, help="recompute blocks in the backward; default on for CUDA"
     )
-    compile: bool = option("core_compile", False, help="compile the core with torch.compile")
+    compile: bool = option(
+        "core_compile", False, help="compile core, readouts and criterion with torch.compile; done anyway on CUDA"
+    )
+    no_compile: bool = option("no_compile", False, help="compile nothing, not on CUDA either")
     restore: str | None = option("restore", None, help="run folder whose weights to start from")
     save_plots: bool = option("save_plots", False, help="draw figures during training")
     dpi: int = option("dpi", 120, help="resolution of figures", low=1)
@@ -489,10 +492,16 @@ class TrainConfig(_Checked):
     )
 
     def validate(self) -> None:
+        if self.compile and self.no_compile:
+            raise ConfigError("--core_compile and --no_compile contradict each other: give one of them")
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}m?", self.save_every):
             raise ConfigError(
                 f"--save_every takes a number of optimizer steps (200) or minutes (10m), not {self.save_every!r}"
             )
+
+    def compiles(self, device: str) -> bool:
+        """Whether training is compiled on a kind of device."""
+        return self.compile or (device == "cuda" and not self.no_compile)
 
     @property
     def save_interval(self) -> tuple[float, float]:

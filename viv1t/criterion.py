@@ -137,6 +137,19 @@ def criterion(
     Raises:
         ConfigError: a name that is not known.
     """
+    loss = unscaled_criterion(name, response, prediction, batch_size, mask)
+    return loss * criterion_scale(train_trials, batch_size) if ds_scale else loss
+
+
+def criterion_scale(train_trials: int, batch_size: int) -> float:
+    """S."""
+    return (train_trials / batch_size) ** 0.5
+
+
+def unscaled_criterion(
+    name: str, response: Tensor, prediction: Tensor, batch_size: int, mask: Tensor | None = None
+) -> Tensor:
+    """As `criterion`, before S."""
     if name not in CRITERIA:
         raise ConfigError(f"--criterion must be one of {', '.join(CRITERIA)}, not {name!r}")
     # Contiguous, so that sums are made in one order wherever the response comes from.
@@ -144,5 +157,4 @@ def criterion(
     if mask is not None:
         mask = mask[:, None]
         response, prediction = (torch.where(mask, x, 0.0) for x in (response, prediction))
-    loss = CRITERIA[name](_Pair(response, prediction, mask, batch_size))
-    return loss * (train_trials / batch_size) ** 0.5 if ds_scale else loss
+    return CRITERIA[name](_Pair(response, prediction, mask, batch_size))

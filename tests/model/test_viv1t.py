@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,24 +196,6 @@ def test_bf16_runs_the_core_and_hands_float32_on(core: str) -> None:
         if parameter.grad is not None:
             assert parameter.grad.dtype == torch.float32, name
             assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_equal_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    results = []
-    for compiled in (False, True):
-        model = small_model(core_parallel_attention=True)
-        model.core.set_recompute(recompute)
-        if compiled:
-            model.core.compile_blocks()
-        for frames in (20, 18):  # another number of tokens
-            output = model(*small_inputs(frames=frames))
-            gradients = torch.autograd.grad(output.square().sum(), list(model.core.parameters()))
-            results.append((output, *gradients))
-    for eager, fast in zip(results[:2], results[2:], strict=True):
-        for a, b in zip(fast, eager, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_on_the_frame_are_patch_centres() -> None:

@@ -27,8 +27,8 @@ from viv1t.data.session import Session
 from viv1t.errors import CheckpointError, DataError, TrainingError
 from viv1t.train.checkpoint import read_checkpoint
 from viv1t.train.failure import reproduce
+from viv1t.train.objective import Objective
 from viv1t.train.run_folder import RunFolder
-from viv1t.train.step import Step
 from viv1t.train.trainer import Trainer
 from viv1t.types import SENSORIUM_SESSIONS, Batch
 
@@ -56,9 +56,9 @@ def test_a_loss_that_explodes_is_kept_to_be_seen_again(mice: Path, tmp_path: Pat
 
 def nan_gradient(monkeypatch: pytest.MonkeyPatch, mouse_id: str, once: bool) -> None:
     """A loss whose value is right and whose gradient is not."""
-    losses, count = Step._losses, [0]
+    losses, count = Objective.losses, [0]
 
-    def broken(self: Step, batch: Batch, size: int) -> Any:
+    def broken(self: Objective, batch: Batch, size: int) -> Any:
         loss, critic_loss = losses(self, batch, size)
         if batch.mouse_id == mouse_id and (count[0] == 0 or not once):
             count[0] += 1
@@ -66,7 +66,7 @@ def nan_gradient(monkeypatch: pytest.MonkeyPatch, mouse_id: str, once: bool) -> 
             loss = loss + torch.sqrt(parameter.sum() * 0)
         return loss, critic_loss
 
-    monkeypatch.setattr(Step, "_losses", broken)
+    monkeypatch.setattr(Objective, "losses", broken)
 
 
 def test_a_gradient_that_is_not_finite_names_mouse_and_trials(
@@ -114,23 +114,23 @@ def test_a_fault_of_the_machine_is_told_from_one_of_the_data(
 def test_out_of_memory_names_what_fits(
     mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, fits: int, words: str
 ) -> None:
-    losses = Step._losses
+    losses = Objective.losses
 
-    def limited(self: Step, batch: Batch, size: int) -> Any:
+    def limited(self: Objective, batch: Batch, size: int) -> Any:
         if len(batch) > fits:
             raise error
         return losses(self, batch, size)
 
-    monkeypatch.setattr(Step, "_losses", limited)
+    monkeypatch.setattr(Objective, "losses", limited)
     with pytest.raises(TrainingError, match=r"mouse F, trials .*: 4 trials at a time do not fit in memory; " + words):
         train(mice, tmp_path / "run", batch_size=4)
 
 
 def test_other_errors_are_not_taken_for_memory(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Step, batch: Batch, size: int) -> Any:
+    def broken(self: Objective, batch: Batch, size: int) -> Any:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Step, "_losses", broken)
+    monkeypatch.setattr(Objective, "losses", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(mice, tmp_path / "run")
 

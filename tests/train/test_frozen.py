@@ -103,8 +103,8 @@ def test_the_loss_is_that_of_the_readout_on_these_maps(
     assert not model.core.training
     assert model.readouts.training
     loss = {}
-    for name, provider in (("known", trainer.outputs.maps), ("crop", step.maps)):
-        step.maps = provider
+    for name, provider in (("known", trainer.outputs.maps), ("crop", None)):
+        step.objective.maps = provider
         torch.manual_seed(0)
         loss[name] = float(step.accumulate(batch))
     # The same frames, but seen among others: close, and not the same.

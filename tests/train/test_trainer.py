@@ -21,6 +21,7 @@ from viv1t.data.pack import pack
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.train import trainer as trainer_module
 from viv1t.train.checkpoint import read_checkpoint
+from viv1t.train.objective import Objective
 from viv1t.train.records import Records
 from viv1t.train.step import Step
 from viv1t.train.trainer import Trainer
@@ -336,10 +337,10 @@ def test_nan_loss_names_mouse_and_trials(mice: Path, tmp_path: Path, monkeypatch
     train(mice, tmp_path / "run", epochs=1)
     last = (tmp_path / "run" / "ckpt" / "last.safetensors").read_bytes()
     before: list[dict[str, torch.Tensor]] = []
-    steps: list[Step] = []
-    losses = Step._losses
+    steps: list[Objective] = []
+    losses = Objective.losses
 
-    def broken(self: Step, batch: Any, size: int) -> Any:
+    def broken(self: Objective, batch: Any, size: int) -> Any:
         if batch.mouse_id == "G" and not before:
             before.append(weights(self.model))
             steps.append(self)
@@ -347,7 +348,7 @@ def test_nan_loss_names_mouse_and_trials(mice: Path, tmp_path: Path, monkeypatch
             return loss * math.nan, critic_loss
         return losses(self, batch, size)
 
-    monkeypatch.setattr(Step, "_losses", broken)
+    monkeypatch.setattr(Objective, "losses", broken)
     with pytest.raises(TrainingError, match=r"mouse G, trials \d+, \d+, is nan: the weights were not updated"):
         train(mice, tmp_path / "run", epochs=2)
     assert same_weights(weights(steps[0].model), before[0])

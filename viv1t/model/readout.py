@@ -68,7 +68,7 @@ class Gaussian2dReadout(nn.Module):
         if self.free:
             with torch.no_grad():
                 self.mu.clamp_(-1, 1)
-            return self.mu[0, :, 0]
+            return self.mu[0, :, 0].clone()  # clamped again before the backward if trials have several lengths
         mu: Tensor = self.mu_transform(self.source_grid)
         return mu
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,24 @@ class Neurons:
 def module_key(mouse_id: str) -> str:
     """A mouse id as a module name, which cannot hold a point."""
     return mouse_id.replace(".", "%2E")
+
+
+class MouseModules(NamedTuple):
+    """What a model has for one mouse alone."""
+
+    shifter: nn.Module | None
+    readout: nn.Module
+    modulator: nn.Module | None
+
+
+def read_out(
+    modules: MouseModules, maps: Tensor, behavior: Tensor, pupil_center: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """From the core's maps to responses (B, N, t) of one mouse before the output activation."""
+    state = torch.cat((behavior, pupil_center), dim=1)[..., -maps.shape[2] :]
+    shift = None if modules.shifter is None else modules.shifter(state)
+    response: Tensor = modules.readout(maps, state, shift, noise)
+    return response if modules.modulator is None else modules.modulator(response, state)
 
 
 def elu1(x: Tensor) -> Tensor:
@@ -96,17 +115,31 @@ class ViV1T(nn.Module):
         """The mice this model predicts."""
         return list(self.neurons)
 
-    def core_output(self, video: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor) -> Tensor:
-        """The core's maps (B, D, t, h, w), float32 whatever the core's precision; arguments as in `forward`."""
+    def modules_of(self, mouse_id: str) -> MouseModules:
+        """The modules of one mouse."""
+        key = module_key(mouse_id)
+        shifter, modulator = (d[key] if key in d else None for d in (self.shifters, self.modulators))  # noqa: SIM401
+        return MouseModules(shifter, self.readouts[key], modulator)
+
+    def check_input(self, video: Tensor, mouse_id: str) -> None:
+        """Raises a ConfigError for a mouse or frame size that the model does not have."""
         if mouse_id not in self.neurons:
             raise ConfigError(f"mouse {mouse_id!r} is not in this model; it has {', '.join(self.neurons)}")
         if video.shape[-2:] != self.frame_size:
             expected, found = (f"{h} x {w}" for h, w in (self.frame_size, video.shape[-2:]))
             raise ConfigError(f"the model takes frames of {expected} pixels, not of {found} (mouse {mouse_id})")
+
+    def core_output(self, video: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor) -> Tensor:
+        """The core's maps (B, D, t, h, w), float32 whatever the core's precision; arguments as in `forward`."""
+        self.check_input(video, mouse_id)
+        return self.run_core(video, behavior, pupil_center, module_key(mouse_id))
+
+    def run_core(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, key: str) -> Tensor:
+        """As `core_output`, unchecked; `key` is the mouse's `module_key`."""
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
-            maps: Tensor = self.core(video, behavior, pupil_center, module_key(mouse_id))
-        return maps.to(self.features_dtype)
+            maps: Tensor = self.core(video, behavior, pupil_center, key)
+        return maps.to(behavior.dtype)
 
     @property
     def features_dtype(self) -> torch.dtype:
@@ -117,13 +150,7 @@ class ViV1T(nn.Module):
         self, maps: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor, noise: Tensor | None = None
     ) -> Tensor:
         """From the core's maps to responses (B, N, t) before the output activation."""
-        key, frames = module_key(mouse_id), maps.shape[2]
-        state = torch.cat((behavior, pupil_center), dim=1)[..., -frames:]
-        shift = self.shifters[key](state) if key in self.shifters else None
-        response: Tensor = self.readouts[key](maps, state, shift, noise)
-        if key in self.modulators:
-            response = self.modulators[key](response, state)
-        return response
+        return read_out(self.modules_of(mouse_id), maps, behavior, pupil_center, noise)
 
     def forward(
         self,

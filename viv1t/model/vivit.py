@@ -93,12 +93,6 @@ class Vivit(nn.Module):
         """Whether blocks are recomputed in the backward instead of keeping their intermediates; None: on CUDA."""
         self.spatial.recompute = self.temporal.recompute = on
 
-    def compile_blocks(self) -> None:
-        """Compiles every block with torch.compile; blocks of one shape share their code."""
-        for transformer in (self.spatial, self.temporal):
-            for block in transformer.blocks:
-                block.compile(dynamic=True)
-
     def forward(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, mouse: str) -> Tensor:
         """video (B, 1, T, H, W), behavior and pupil_center (B, 2, T) -> maps (B, D, t, rows, columns)."""
         if video.shape[2] < self.config.temporal_patch_size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -90,13 +89,6 @@ class CoreOutputs:
         ]
         device = next(self.model.parameters()).device
         return torch.stack(cuts).to(device, self.model.features_dtype).transpose(1, 2)
-
-    def predict(self, models: Sequence[ViV1T], batch: Batch) -> Tensor:
-        """In place of `ensemble_prediction`: the model's prediction (B, N, t)."""
-        batch = batch.to(next(self.model.parameters()).device)
-        behavior, pupil_center = batch.behavior[..., :MAX_FRAMES], batch.pupil_center[..., :MAX_FRAMES]
-        response = self.model.read_out(self.maps(batch), batch.mouse_id, behavior, pupil_center)
-        return self.model.output(response)
 
 
 def _allocate(numbers: int, dtype: torch.dtype, folder: Path) -> Tensor:

@@ -34,5 +34,4 @@ def build_optimizer(model: ViV1T, config: RunConfig, critic: nn.Module | None = 
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         if parameters:
             groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": weight_decay})
-    fused = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), eps=options.eps, fused=fused)
+    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), eps=options.eps, fused=True)

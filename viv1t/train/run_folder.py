@@ -28,7 +28,8 @@ from viv1t.types import MAX_FRAMES
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
-    "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "save_every", "reader_timeout",
+    "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "no_compile", "save_every",
+    "reader_timeout",
 }  # fmt: skip
 
 

@@ -1,54 +1,25 @@
-"""One optimizer step: gradients of one batch of every mouse, then AdamW."""
+"""One optimizer step: gradients of one batch of every mouse, then AdamW.
+
+Nothing in a step waits for the device. Whether its losses and gradients are finite is decided there, by the optimizer's
+own switch, and looked at once, when all of the step is under way.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viv1t.config import DataConfig, RunConfig
-from viv1t.criterion import criterion
-from viv1t.errors import DataError, TrainingError
+from viv1t.errors import TrainingError
 from viv1t.model.critic import Critic
 from viv1t.model.factorized import FactorizedBaseline
 from viv1t.model.viv1t import ViV1T
 from viv1t.train.distributed import Ranks
+from viv1t.train.objective import Objective
 from viv1t.types import MAX_FRAMES, Batch
-
-
-def by_length(batch: Batch) -> list[Batch]:
-    """The batch's trials in batches of one length each, ascending, without padding or what lies past 300 frames.
-
-    Padding would reach the predictions through attention over frames and through batch norm.
-    """
-    frames = batch.frames.clamp(max=MAX_FRAMES)
-    parts = []
-    for length in sorted(set(frames.tolist())):
-        same = frames == length
-        rows: Any = slice(None) if same.all() else same.nonzero()[:, 0]
-        parts.append(
-            Batch(
-                mouse_id=batch.mouse_id,
-                trial_ids=tuple(trial for trial, here in zip(batch.trial_ids, same.tolist(), strict=True) if here),
-                video=batch.video[rows, :, :length],
-                response=batch.response[rows, :, :length],
-                behavior=batch.behavior[rows, :, :length],
-                pupil_center=batch.pupil_center[rows, :, :length],
-                frames=frames[rows],
-                first_frames=tuple(f for f, here in zip(batch.first_frames, same.tolist(), strict=False) if here),
-            )
-        )
-    return parts
-
-
-def _joined(series: list[Tensor]) -> Tensor:
-    """Series (B, N, t) of any t as one, shorter ones followed by zeros."""
-    longest = max(s.shape[2] for s in series)
-    return torch.cat([F.pad(s, (0, longest - s.shape[2])) for s in series]) if len(series) > 1 else series[0]
 
 
 def _backward(loss: Tensor) -> None:
@@ -93,23 +64,26 @@ class Step:
 
     Args:
         model: in training mode.
-        optimizer: over its parameters, and the critic's.
+        optimizer: fused AdamW over its parameters, and the critic's.
         config: criterion, clipping and micro batches.
         train_sizes: training trials of each mouse, which scale its loss.
         critic: trained beside the model, which it leaves alone.
         ranks: the processes that make steps together; each accumulates its own mice's batches.
+        compiled: as of `Objective`.
     """
 
     def __init__(
         self,
         model: ViV1T,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.AdamW,
         config: RunConfig,
         train_sizes: Mapping[str, int],
         critic: Critic | None = None,
         ranks: Ranks | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.optimizer, self.train_sizes, self.critic = model, optimizer, train_sizes, critic
+        self.objective = Objective(model, config, train_sizes, critic, compiled)
         self.options = config.optimizer
         self.micro_batch_size = config.train.micro_batch_size
         self.parameters = list(model.parameters())
@@ -121,10 +95,6 @@ class Step:
         self._shared = [p for p in self.trained if id(p) in everywhere]
         self._running = [b for name, b in model.core.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self._own = [p for p in self.trained if id(p) not in everywhere]
-        self.maps: Callable[[Batch], Tensor] = self._run_core  # a frozen core's are known
-
-    def _run_core(self, batch: Batch) -> Tensor:
-        return self.model.core_output(batch.video, batch.mouse_id, batch.behavior, batch.pupil_center)
 
     def accumulate(self, batch: Batch) -> Tensor:
         """Adds the gradients of one mouse's batch, micro batch by micro batch; returns the loss, detached.
@@ -138,7 +108,7 @@ class Step:
         total = torch.zeros((), device=batch.video.device)
         try:
             for start in range(0, len(batch), size):
-                loss, critic_loss = self._losses(batch.slice(start, start + size), len(batch))
+                loss, critic_loss = self.objective.losses(batch.slice(start, start + size), len(batch))
                 _backward(loss if critic_loss is None else loss + critic_loss)
                 total += loss.detach()
         except (RuntimeError, MemoryError) as error:
@@ -172,20 +142,9 @@ class Step:
         Raises:
             NotFinite: a loss, which it names with mouse and trials, or a gradient. The weights are as they were.
         """
-        core = self.model.core
-        penalty = core.regularizer() if isinstance(core, FactorizedBaseline) and self.ranks.first else None
-        if penalty is not None:  # once, for gradients are summed over processes
-            _backward(penalty)
-        mice, zero = self.model.mouse_ids, torch.zeros((), device=self._accumulated[0][2].device)
-        losses = dict.fromkeys(mice, zero)
-        for mouse_id, _, loss in self._accumulated:
-            losses[mouse_id] = losses[mouse_id] + loss
-        own = _norm(self._own).to(zero).square()
-        sums = self.ranks.sum_gradients(
-            self._shared, torch.stack([*losses.values(), zero + len(self._accumulated), own])
-        )
-        # Looked at here and not mouse by mouse: a GPU is waited for once in a step.
-        *values, count, own_square, shared = torch.cat((sums, _norm(self._shared).to(zero)[None])).tolist()
+        numbers, norm = self._apply()
+        mice = self.model.mouse_ids
+        *values, count, own_square, shared = numbers.tolist()
         advice = "look at those trials with `viv1t-data check`, or lower --lr and --core_lr, or set --grad_norm"
         trials = {mouse_id: words for mouse_id, words, _ in self._accumulated}
         for place, (mouse_id, value) in enumerate(zip(mice, values, strict=True)):
@@ -194,53 +153,38 @@ class Step:
                 raise NotFinite(f"the loss of {name}, is {value}: the weights were not updated; {advice}", place)
         if not math.isfinite(own_square + shared):
             raise NotFinite(f"the gradient is not finite: the weights were not updated; {advice}")
-        self._accumulated.clear()
-        norm = None
-        if self.options.grad_norm is not None:
-            norm = (_norm(list(self.model.core.parameters())).square() + sums[-1]).sqrt()
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.grad_norm, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         self.ranks.average(self._running)
         return sum(values) / count, norm
 
-    def _losses(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """The criterion of a (micro) batch, part of a whole batch of `batch_size` trials, and the critic's loss."""
-        parts = by_length(batch)
-        self._check_lengths(parts[0])
-        predictions, critic_losses = [], []
-        for part in parts:
-            maps = self.maps(part)
-            response = self.model.read_out(maps, part.mouse_id, part.behavior, part.pupil_center)
-            predictions.append(self.model.output(response))
-            if self.critic is not None:
-                mouse = torch.full((len(part),), self.model.mouse_ids.index(part.mouse_id), device=maps.device)
-                critic_losses.append(F.cross_entropy(self.critic(maps.detach()), mouse, reduction="sum") / batch_size)
-        prediction, response = _joined(predictions), _joined([part.response for part in parts])
-        mask = None
-        if len(parts) > 1:
-            frames_in, frames_out = response.shape[2], prediction.shape[2]
-            predicted = torch.arange(frames_in - frames_out, frames_in)
-            mask = (predicted < torch.cat([part.frames for part in parts])[:, None]).to(response.device)
-        loss = criterion(
-            self.options.criterion,
-            response,
-            prediction,
-            train_trials=self.train_sizes[batch.mouse_id],
-            batch_size=batch_size,
-            ds_scale=self.options.ds_scale,
-            mask=mask,
-        )
-        return loss, torch.stack(critic_losses).sum() if critic_losses else None
+    def _apply(self) -> tuple[Tensor, Tensor | None]:
+        """Updates the weights if everything is finite, without waiting to know.
 
-    def _check_lengths(self, shortest: Batch) -> None:
-        frames = shortest.video.shape[2]
-        if self.model.config.core.output_frames(frames) < 1:
-            raise DataError(
-                f"mouse {shortest.mouse_id}, trial {', '.join(map(str, shortest.trial_ids))}: {frames} frames are "
-                "fewer than the core's temporal extent, so that nothing would be predicted; set the trial's tier to "
-                "'none'"
-            )
+        Returns:
+            What tells: the losses of all mice, how many batches there were, the square of the norm of this process's
+            gradients, and the norm of the core's. The norm before clipping, if clipped.
+        """
+        core = self.model.core
+        penalty = core.regularizer() if isinstance(core, FactorizedBaseline) and self.ranks.first else None
+        if penalty is not None:  # once, for gradients are summed over processes
+            _backward(penalty)
+        zero = torch.zeros((), device=self._accumulated[0][2].device)
+        losses = dict.fromkeys(self.model.mouse_ids, zero)
+        for mouse_id, _, loss in self._accumulated:
+            losses[mouse_id] = losses[mouse_id] + loss
+        own = _norm(self._own).to(zero).square()
+        sums = self.ranks.sum_gradients(
+            self._shared, torch.stack([*losses.values(), zero + len(self._accumulated), own])
+        )
+        numbers = torch.cat((sums, _norm(self._shared).to(zero)[None]))
+        norm = None
+        if self.options.grad_norm is not None:
+            norm = (_norm(list(core.parameters())).square() + sums[-1]).sqrt()
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.options.grad_norm, norm)
+        # Fused AdamW leaves weights and moments as they are where this is 1; gradient scalers use it for the same.
+        self.optimizer.found_inf = 1 - numbers.isfinite().all().float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        return numbers, norm
 
     def find_micro_batch(self, batch: Batch) -> int:
         """The largest micro batch that fits in the GPU's memory, found by halving, from one forward and backward.
@@ -263,7 +207,7 @@ class Step:
 
     def _fits(self, batch: Batch) -> bool:
         try:
-            _backward(self._losses(batch, len(batch))[0])
+            _backward(self.objective.losses(batch, len(batch))[0])
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise

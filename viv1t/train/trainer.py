@@ -44,7 +44,7 @@ from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import NotFinite, Step, largest_batch
-from viv1t.train.validate import Validation, check_every_frame, check_length, ensemble_prediction, validate
+from viv1t.train.validate import Validation, check_every_frame, check_length, validate
 from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES
 
@@ -139,9 +139,10 @@ class Trainer:
         self.epoch = self.batch = 0
         self.losses: list[float] = []
         self.records = Records(self.run, list(self.recordings.mice))
-        if train.compile:
-            self.model.core.compile_blocks()
-        self.step = Step(self.model, self.optimizer, self.config, self.recordings.train_sizes, critic, self.ranks)
+        compiled = train.compiles(self.device.type)
+        self.step = Step(
+            self.model, self.optimizer, self.config, self.recordings.train_sizes, critic, self.ranks, compiled
+        )
         entries = module_entries(self.modules)
         self._buffers = {
             name: value
@@ -332,7 +333,7 @@ class Trainer:
         if self.config.core.freeze:
             show = self.config.train.verbose > 1
             self.outputs = CoreOutputs(self.model, self.recordings, self.run.path, show=show)
-            self.step.maps = self.outputs.maps
+            self.step.objective.maps = self.outputs.maps
 
     def _find_micro_batch(self) -> int:
         """The largest micro batch that fits in every process's memory, for the mouse with the most neurons."""
@@ -431,10 +432,10 @@ class Trainer:
 
         # The random readout draws in evaluation too.
         torch.manual_seed(self.config.train.seed)
-        predict = ensemble_prediction if self.outputs is None else self.outputs.predict
+        options, predict = self.config.optimizer, self.step.objective.predict
         stuck = partial(self._stuck, lambda: "the next trial of the tier validation")
         with self.watch.limit(self.config.train.reader_timeout, stuck) as restart:
-            result = validate(self.model, self.recordings, self.config.optimizer, advance, self.ranks, predict)
+            result = validate(self.model, self.recordings, options, advance, self.ranks, predict)
         progress.close()
         return result
 
