@@ -1,5 +1,7 @@
 """Errors a user can cause. The command line prints them as one line, without a traceback."""
 
+from pathlib import Path
+
 
 class Viv1tError(Exception):
     """Base of the errors that are the input's fault, not the program's; `exit_code` is the command's status."""
@@ -15,6 +17,12 @@ class ConfigError(Viv1tError, ValueError):
 
 class DataError(Viv1tError, ValueError):
     """A recording that is missing, damaged or inconsistent; names the mouse, trial and file. Exit status 1."""
+
+
+def missing_folder(folder: Path, advice: str, option: str = "") -> DataError:
+    """What is wrong with a path that is no folder, and what to give instead."""
+    what = "is a file, not a folder" if folder.exists() else "no such folder"
+    return DataError(f"{option}{folder}: {what}; {advice}")
 
 
 class CheckpointError(Viv1tError, ValueError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from viv1t.data.session import Session, discover
-from viv1t.errors import ConfigError, DataError
+from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.onnx_model import OnnxModel
 from viv1t.prediction import TrialPrediction
 from viv1t.types import MAX_FRAMES
@@ -40,7 +40,7 @@ def open_models(
         raise ConfigError(f"--mouse_ids {' '.join(unknown)}: no file of these mice; there are {', '.join(models)}")
     folder = Path(data)
     if not folder.is_dir():
-        raise DataError(f"--data {folder}: no such folder; give the folder that holds the recording sessions")
+        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
     found = discover(folder)
     if missing := [m for m in chosen if m not in found]:
         there = ", ".join(found) or "none"

@@ -313,11 +313,24 @@ def test_exit_status_says_whether_there_are_errors(session: Path, run: Callable[
 def test_a_folder_without_sessions_is_one_line(
     command: str, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no recording session")):
+    (tmp_path / "file").touch()
+    wrong = {"none": "no such folder", "file": "is a file, not a folder", "": "holds no recording session"}
+    for name, words in wrong.items():
+        folder = tmp_path / name
         status, out, error = run(command, folder)
         assert (status, out) == (1, "")
         assert words in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "info"])
+def test_an_archive_is_a_session(
+    command: str, session: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "m9"), "zip", session)
+    status, out, _ = run(command, archive)
+    assert status == 0
+    assert "m9" in out
 
 
 def test_info_counts_what_is_there(session: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -11,7 +11,7 @@ from statistics import median
 from viv1t.data.archive import TIERS_FILE
 from viv1t.data.session import LETTERS, STORE_FILE, Session, discover
 from viv1t.data.video import is_video
-from viv1t.errors import DataError
+from viv1t.errors import DataError, missing_folder
 from viv1t.types import TIERS
 
 
@@ -43,13 +43,15 @@ class SessionInfo:
 
 
 def sessions_in(folder: Path) -> dict[str, Path]:
-    """The sessions of a data folder by mouse, or the session that the folder itself is; packed ones without `.zip`.
+    """The sessions of a data folder by mouse, or the one that the folder or archive itself is; archives without `.zip`.
 
     Raises:
         DataError: there is none.
     """
+    if folder.suffix == ".zip" and folder.is_file():
+        return {LETTERS.get(folder.stem, folder.stem): folder.with_suffix("")}
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder that holds the recording sessions")
+        raise missing_folder(folder, "give the folder that holds the recording sessions")
     if _looks_like_a_session(folder):
         name = folder.resolve().name
         return {LETTERS.get(name, name): folder}

@@ -29,7 +29,7 @@ from viv1t.config import DataConfig
 from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
 from viv1t.data.npy import read_npy, read_stacked
 from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, map_array, read_array
-from viv1t.errors import ConfigError, DataError
+from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
     """
     folder = Path(config.path)
     if not folder.is_dir():
-        raise DataError(f"--data {folder}: no such folder; give the folder that holds the recording sessions")
+        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
     found = discover(folder)
     allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
     chosen = allowed

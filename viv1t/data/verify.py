@@ -11,7 +11,7 @@ from viv1t.data.finding import Finding
 from viv1t.data.session import LETTERS, STORE_FILE, VARIABLES
 from viv1t.data.stack import FILES, Layout
 from viv1t.data.store import META_FILE, StoreDocument, checksum, video_file
-from viv1t.errors import DataError
+from viv1t.errors import DataError, missing_folder
 from viv1t.progress import Progress
 
 _AGAIN = "remove the folder and pack the recording again"
@@ -28,7 +28,7 @@ def verify(folder: Path, *, show_progress: bool = False) -> Iterator[Finding]:
         DataError: the folder holds no store.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder that `viv1t-data pack` has written")
+        raise missing_folder(folder, "give the folder that `viv1t-data pack` has written")
     paths = [folder] if (folder / STORE_FILE).is_file() else sorted(folder.iterdir())
     stores = [path for path in paths if (path / STORE_FILE).is_file()]
     unfinished = [path for path in paths if path.name.startswith(".") and path.suffix == ".part"]
