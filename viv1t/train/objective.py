@@ -158,7 +158,8 @@ class Objective:
         parts = by_length(batch)
         self._check_lengths(parts[0])
         predictions, of_critic = zip(*(self._run(part, self.critic) for part in parts), strict=True)
-        prediction, response = _joined(list(predictions)), _joined([part.response for part in parts])
+        prediction = _joined(list(predictions))
+        response = _joined([part.response for part in parts]).contiguous()  # one graph, wherever it comes from
         mask = None
         if len(parts) > 1:
             frame = torch.arange(response.shape[2], device=response.device)[-prediction.shape[2] :]
