@@ -208,7 +208,11 @@ def device_without_data(monkeypatch: pytest.MonkeyPatch) -> str:
     ("compiled", "case"), [*((True, case) for case in CASES), *((False, case) for case in ("sequential", *QUICK))]
 )
 @pytest.mark.usefixtures("traced_alone")
-def test_a_step_reads_nothing_before_its_end(compiled: bool, case: str, device_without_data: str) -> None:
+def test_a_step_reads_nothing_before_its_end(
+    compiled: bool, case: str, device_without_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A GPU's kernels take some parallel blocks; others run around the attention's.
+    monkeypatch.setattr("viv1t.kernels.parallel_block._takes", lambda *_: case in ("default", "convolution"))
     step = make_step(compiled, device_without_data, **CASES[case])
     lengths = (24, 24) if compiled else (24, 22, 24, 22)
     for again in (False, True):

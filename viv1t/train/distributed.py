@@ -33,6 +33,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size, self._device = rank, size, device
+        self._summed: list[bool] | None = None
 
     @property
     def first(self) -> bool:
@@ -88,8 +89,10 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], values: Tensor) -> Tensor:
         """Adds up gradients over processes, in one exchange; a parameter without one in all of them stays so.
 
+        Which those are is asked once, so that later steps do not wait for the answer.
+
         Args:
-            parameters: the same in every process.
+            parameters: the same in every process and every step, as is which of them have gradients.
             values: (n,), added up too.
 
         Returns:
@@ -97,13 +100,14 @@ class Ranks:
         """
         if self.size == 1:
             return values
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        there = values.new_tensor([float(p.grad is not None) for p in parameters])
-        flat = self.sum(torch.cat([values, there, *(grad.flatten() for grad in grads)]))
-        values, there, *sums = flat.split([len(values), len(there), *(p.numel() for p in parameters)])
-        for parameter, gradient, anywhere in zip(parameters, sums, there.tolist(), strict=True):
-            if anywhere:
-                parameter.grad = gradient.view_as(parameter)
+        if self._summed is None:
+            self._summed = self.agree(*(p.grad is not None for p in parameters))
+        summed = [p for p, anywhere in zip(parameters, self._summed, strict=True) if anywhere]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in summed]
+        flat = self.sum(torch.cat([values, *(grad.flatten() for grad in grads)]))
+        values, *sums = flat.split([len(values), *(p.numel() for p in summed)])
+        for parameter, gradient in zip(summed, sums, strict=True):
+            parameter.grad = gradient.view_as(parameter)
         return values
 
     def average(self, buffers: Sequence[Tensor]) -> None:
