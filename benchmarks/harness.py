@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.figure import draw
 from viv1t.files import write_text
+from viv1t.memory import peak_added_bytes, total_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 Work = Callable[[], object]
@@ -119,21 +120,7 @@ def _peak_bytes(make: Callable[..., Work], args: tuple[Any, ...], threads: int) 
             work()
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present
-        before = _proc_bytes("/proc/self/status", "VmRSS")
-        work()
-        return _proc_bytes("/proc/self/status", "VmHWM") - before
-
-
-def _proc_bytes(path: str, key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB$", Path(path).read_text(), re.MULTILINE)
-    assert match is not None, f"{path} has no {key}"
-    return int(match[1]) * 1024
-
-
-def available_bytes() -> int:
-    """Memory that new work can take without swapping."""
-    return _proc_bytes("/proc/meminfo", "MemAvailable")
+        return peak_added_bytes(work)
 
 
 @contextmanager
@@ -157,8 +144,7 @@ def machine() -> dict[str, Any]:
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpu = model[1] if model else platform.machine()
-    memory = _proc_bytes("/proc/meminfo", "MemTotal")
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory, "gpu": gpu}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": total_bytes(), "gpu": gpu}
 
 
 def machine_name() -> str:

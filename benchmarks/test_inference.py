@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline.model import PlainViV1T
-from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+from benchmarks.harness import Report, peak_bytes, seconds
 from benchmarks.test_step import MOUSE, THREADS, Size, add_cases
+from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
 
 NEEDED_BYTES = 12e9  # the published way writes out 2.9 GB of patches, more than once

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from benchmarks.baseline.loader import SLOTS, DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
-from benchmarks.harness import Report, available_bytes, seconds, torch_threads
+from benchmarks.harness import Report, seconds, torch_threads
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.order import crop_start, training_order
@@ -33,6 +33,7 @@ from viv1t.data.reader import BatchPlan, Sample
 from viv1t.data.session import Session
 from viv1t.data.statistics import computed_statistics
 from viv1t.data.transform import Transform
+from viv1t.memory import available_bytes
 
 SEED, EPOCH = 1, 0
 NEEDED_BYTES = 6e9  # two sets of recordings in the page cache, and the published way's processes

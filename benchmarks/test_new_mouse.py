@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import Report, available_bytes, torch_threads
+from benchmarks.harness import Report, torch_threads
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.synthetic import Size, synthesize
+from viv1t.memory import available_bytes
 from viv1t.model.viv1t import ViV1T
 from viv1t.train.checkpoint import module_entries, write_checkpoint
 from viv1t.train.run_folder import RunFolder, shapes_of

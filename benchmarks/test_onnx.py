@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from benchmarks.baseline.model import PlainViV1T
-from benchmarks.harness import Report, available_bytes, peak_bytes, seconds, torch_threads
+from benchmarks.harness import Report, peak_bytes, seconds, torch_threads
 from benchmarks.test_step import MOUSE, Size
 from viv1t.export.graph import GraphModel
 from viv1t.export.precision import PRECISIONS, convert
 from viv1t.export.program import OPSET, save, to_onnx
+from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
 from viv1t.onnx_model import open_session, run_session
 

@@ -20,8 +20,9 @@ from viv1t.kernels.reference.readout import readout as plain_readout
 
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
-from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+from benchmarks.harness import Report, peak_bytes, seconds
 from viv1t.config import VivitConfig
+from viv1t.memory import available_bytes
 from viv1t.model.transformer import ParallelBlock
 
 THREADS = 2

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks.baseline.model import PlainViV1T, adamw, poisson_correlation
-from benchmarks.harness import Report, available_bytes, peak_bytes, seconds
+from benchmarks.harness import Report, peak_bytes, seconds
 from viv1t.config import RunConfig
+from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
 from viv1t.train.optimizer import build_optimizer

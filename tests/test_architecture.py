@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    "types": 0, "errors": 0, "config": 0, "files": 0, "safe_yaml": 0, "progress": 0, "kernels": 0, "_prefetcher": 0,
+    "types": 0, "errors": 0, "config": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
+    "kernels": 0, "_prefetcher": 0,
     "data": 1, "prediction": 1, "onnx_model": 1,
     "model": 2, "criterion": 2, "metrics": 2,
     "train": 3, "scores": 3, "attention_rollout": 3,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from viv1t.data.stack import Layout, NotWholeError, StackWriter, holds_whole_num
 from viv1t.data.statistics import MouseStatistics
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError
+from viv1t.memory import available_bytes
 from viv1t.types import Batch
 
 logger = logging.getLogger("viv1t")
@@ -289,13 +289,6 @@ class _OnDevice:
             first_frames=tuple(sample.first_frame for sample in plan.samples),
             **out,
         )
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def _movie_type(session: Session, trials: Sequence[int]) -> str:

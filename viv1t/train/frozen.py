@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from viv1t.data.loader import Recordings
-from viv1t.data.resident import available_bytes
+from viv1t.memory import available_bytes
 from viv1t.model.viv1t import ViV1T
 from viv1t.progress import Progress
 from viv1t.train.validate import check_length
