@@ -463,7 +463,7 @@ class TrainConfig(_Checked):
     output_dir: str = option("output_dir", help="run folder")
     epochs: int = option("epochs", 400, help="epochs at most", low=0)
     micro_batch_size: int = option(
-        "micro_batch_size", 0, help="trials per forward and backward; 0: what fits (CUDA), else the batch", low=0
+        "micro_batch_size", 0, help="trials per forward and backward; 0: as many of the batch as fit in memory", low=0
     )
     device: str | None = option(
         "device", None, help="cpu, cuda or mps; default the best there is", choices=("cpu", "cuda", "mps")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def total_bytes() -> int:
@@ -18,13 +21,18 @@ def available_bytes() -> int:
     return _proc_bytes("/proc/meminfo", "MemAvailable")
 
 
+def can_measure() -> bool:
+    """Whether `peak_added_bytes` works here."""
+    return os.access(_CLEAR, os.W_OK)
+
+
 def peak_added_bytes(work: Callable[[], object]) -> int:
     """Resident memory of this process that `work` adds at its highest, over what was resident before.
 
     What an allocator kept from earlier work is not added anew, and not counted.
     """
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present
+    _CLEAR.write_text("5")  # sets the high-water mark back to the present
     before = _proc_bytes("/proc/self/status", "VmRSS")
     work()
     return _proc_bytes("/proc/self/status", "VmHWM") - before

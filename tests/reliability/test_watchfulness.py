@@ -98,7 +98,7 @@ def test_a_fault_of_the_machine_is_told_from_one_of_the_data(
 ) -> None:
     nan_gradient(monkeypatch, "F", once=True)
     with pytest.raises(TrainingError, match="the same batches, tried again, were finite: look at the machine"):
-        train(mice, tmp_path / "run")
+        train(mice, tmp_path / "run", micro_batch_size=2)
     assert not (tmp_path / "run" / "failure").exists()
 
 

@@ -19,6 +19,7 @@ from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.model.critic import Critic
 from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.train import step as step_module
 from viv1t.train.objective import Objective, by_length
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.step import Step
@@ -131,6 +132,20 @@ def test_correlation_is_taken_within_a_micro_batch() -> None:
                 criterion("correlation", part.response, prediction, train_trials=5, batch_size=4, ds_scale=True)
             )
     assert float(step.accumulate(batch)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_micro_batch_within_a_cpu_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_step(core="factorized_baseline")
+
+    def peak(work: Any) -> int:
+        work()
+        return 100
+
+    monkeypatch.setattr(step_module, "peak_added_bytes", peak)
+    before = weights(step.model)
+    assert [step.micro_batch_within(make_batch([30] * 8), memory) for memory in (50, 350, 10_000)] == [1, 3, 8]
+    assert same_weights(weights(step.model), before)
+    assert all(p.grad is None for p in step.model.parameters())
 
 
 def test_largest_micro_batch_is_found_by_halving(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,3 +378,18 @@ def test_a_critic_that_cannot_work_is_refused(mice: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="36 x 3 x 5"):
         train(mice, tmp_path / "run", critic_mode=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_memory_does_not_hold_is_taken_in_parts(
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.1])
+    train(mice, tmp_path / "parts", epochs=1, micro_batch_size=1, core_p_dropout=0.2)
+    train(mice, tmp_path / "whole", epochs=1, core_p_dropout=0.2)
+    monkeypatch.setattr(trainer_module, "available_bytes", lambda: 0)
+    train(mice, tmp_path / "little", epochs=1, core_p_dropout=0.2)
+    logs = {name: (tmp_path / name / "output.log").read_text() for name in ("whole", "little")}
+    assert "batches of 2 are taken 1 trials at a time, to fit in memory" in logs["little"]
+    assert "to fit in memory" not in logs["whole"]
+    losses = [metrics(tmp_path / name)[0]["train_loss"] for name in ("parts", "whole", "little")]
+    assert losses[2] == losses[0] != losses[1]

@@ -7,13 +7,15 @@ own switch, and looked at once, when all of the step is under way.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from viv1t.config import DataConfig, RunConfig
 from viv1t.errors import TrainingError
+from viv1t.memory import peak_added_bytes
 from viv1t.model.critic import Critic
 from viv1t.model.factorized import FactorizedBaseline
 from viv1t.model.viv1t import ViV1T
@@ -187,23 +189,31 @@ class Step:
         return numbers, norm
 
     def find_micro_batch(self, batch: Batch) -> int:
-        """The largest micro batch that fits in the GPU's memory, found by halving, from one forward and backward.
+        """The largest micro batch that fits in memory, found by halving, from one forward and backward.
 
         Args:
             batch: the largest there will be; its values do not matter, the weights stay as they are.
-
-        Raises:
-            TrainingError: not even one trial fits.
         """
-        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         size = len(batch)
-        while size > 1 and not self._fits(batch.slice(0, size)):
-            size = (size + 1) // 2
-            if batch.video.is_cuda:
-                torch.cuda.empty_cache()
+        with self._trying():
+            while size > 1 and not self._fits(batch.slice(0, size)):
+                size = (size + 1) // 2
+                if batch.video.is_cuda:
+                    torch.cuda.empty_cache()
+        return size
+
+    def micro_batch_within(self, batch: Batch, memory: float) -> int:
+        """The same on a CPU, where whoever takes too much is killed: from what one trial takes of `memory` bytes."""
+        with self._trying():
+            one = peak_added_bytes(lambda: self._fits(batch.slice(0, 1)))
+        return max(1, min(len(batch), int(memory / max(one, 1))))
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        yield
         for name, value in self.model.named_buffers():
             value.copy_(buffers[name])
-        return size
 
     def _fits(self, batch: Batch) -> bool:
         try:

@@ -22,6 +22,7 @@ from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.files import remove_leftovers, write_text
+from viv1t.memory import available_bytes, can_measure
 from viv1t.model.critic import Critic, check_size
 from viv1t.model.viv1t import module_key
 from viv1t.progress import Progress, duration
@@ -49,6 +50,9 @@ from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES
 
 log = logging.getLogger("viv1t.train")
+
+
+MEMORY_SHARE = 0.8  # of what is free on a CPU, that a micro batch may take
 
 
 def best_device(name: str | None) -> torch.device:
@@ -301,7 +305,7 @@ class Trainer:
         """
         if self.finished:
             log.info("%s is finished after epoch %d", self.run.path, self.epoch)
-        elif self.step.micro_batch_size == 0 and self.device.type == "cuda":
+        elif self.step.micro_batch_size == 0 and self.config.data.batch_size > 1:
             self.step.micro_batch_size = self._find_micro_batch()
         # Alone, the second thread can save as well; with others it would have to ask them.
         with self.watch.saving(self._save_last if self.ranks.size == 1 else None):
@@ -339,9 +343,18 @@ class Trainer:
         """The largest micro batch that fits in every process's memory, for the mouse with the most neurons."""
         self.model.train()
         batch = largest_batch(self.model, self.config.data)
-        size = self.ranks.least(self.step.find_micro_batch(batch.to(self.device)))
+        if self.device.type == "cuda":
+            size = self.step.find_micro_batch(batch.to(self.device))
+        elif self.device.type == "cpu" and can_measure() and not self.step.objective.compiled:
+            size = self.step.micro_batch_within(batch, MEMORY_SHARE * available_bytes() / self.ranks.size)
+        else:
+            size = len(batch)
+        size = self.ranks.least(size)
         if size < len(batch):
-            log.info("batches of %d are taken %d trials at a time, to fit in the GPU's memory", len(batch), size)
+            log.warning(
+                "batches of %d are taken %d trials at a time, to fit in memory, so correlations in the criterion are "
+                "of as many; --grad_checkpointing 1 takes less", len(batch), size,
+            )  # fmt: skip
         return size
 
     def _train_epoch(self) -> None:
