@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_runs import options, same_weights, script_validation, train, weights
-from torch import Tensor
+from torch import Tensor, nn
 
 from viv1t.config import CriticConfig, RunConfig
 from viv1t.criterion import criterion
@@ -191,6 +191,15 @@ def test_padded_trials_are_predicted_as_if_alone() -> None:
     expected = float(step.accumulate(a)) + float(step.accumulate(short))
     assert float(step.accumulate(both)) == pytest.approx(expected, rel=1e-5)
     assert expected < alone
+
+
+def test_free_positions_train_on_trials_of_several_lengths() -> None:
+    step = make_step(readout_grid_mode=0)
+    step.accumulate(make_batch([22, 30]))  # positions are clamped in place for each
+    mu = step.model.readouts["F"].mu
+    assert isinstance(mu, nn.Parameter)
+    assert mu.grad is not None
+    assert mu.grad.any()
 
 
 def test_by_length_sorts_cuts_and_keeps_trials_together() -> None:
