@@ -402,7 +402,9 @@ def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, leng
             return Tile(16, 32, 8, 1)
         return Tile(32, 16, 8, 1 if kernel == "backward_q" and head_dim == 112 else 2)
     if dtype == torch.float32:
-        return Tile(16, 32, 4, 2) if kernel == "backward_kv" else Tile(64, 16, 4, 2)
+        if kernel == "backward_kv":
+            return Tile(16, 32, 4, 2)
+        return Tile(64, 32 if kernel == "backward_q" or head_dim > 48 else 16, 4, 2)
     if kernel == "forward":
         if head_dim > 96:
             return Tile(128, 32, 8, 2)

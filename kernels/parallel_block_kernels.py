@@ -2,8 +2,9 @@
 
 Every matrix but the attention's has D columns: the input and its gradient with a row per token, and the weights, the
 outer ones transposed, with a row per hidden value. A program holds a block of tokens' rows whole, padded to DEPTH, a
-power of two, and walks over weights. So normalising costs no pass of its own, and the hidden values of the feed-forward
-path are never written, neither forward nor backward: they are computed again where they are needed.
+power of two, and walks over weights. So normalising costs no pass of its own forward, and the hidden values of the
+feed-forward path are never written, neither forward nor backward: they are computed again where they are needed.
+Backward, where rows enter several products, they are written once in the products' type.
 
 Streams of the seed: 0 drops what attention gives, 1 the hidden values, 2 paths.
 """
@@ -81,18 +82,6 @@ def _path(seed, first, length, threshold, scale, PATH: tl.constexpr, BLOCK_M: tl
 
 
 @triton.jit
-def _branch(
-    grad, seed, first, tokens, length, threshold, scale,
-    D: tl.constexpr, PATH: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Gradient of a path's result, float32, out of that of the block's."""
-    rows = _load(grad, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32)
-    if PATHS:
-        rows *= _path(seed, first, length, threshold, scale, PATH, BLOCK_M)[:, None]
-    return rows
-
-
-@triton.jit
 def _dropped(x, seed, first, column, threshold, scale):
     keep = keep_tile(tl.load(seed), first + tl.arange(0, x.shape[0]), column, threshold, x.shape[1], _FF)
     return tl.where(keep, x * scale, 0.0)
@@ -107,31 +96,35 @@ def _product(a, weight, first_row, rows, D: tl.constexpr, BLOCK: tl.constexpr, P
 
 @triton.jit(do_not_specialize=_SIZES)
 def project_kernel(
-    x, norm_weight, norm_bias, seed, weight, out, tokens, length, eps, path_threshold, path_scale,
-    D: tl.constexpr, WIDTH: tl.constexpr, NORMALISED: tl.constexpr, PATHS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, norm_weight, norm_bias, weight, out, tokens, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out (tokens, WIDTH) = rows weight', weight (WIDTH, D); rows as of `weight_kernel`."""
+    """out (tokens, WIDTH) = rows weight', weight (WIDTH, D); rows are those of x, or their LayerNorm."""
     first = tl.program_id(0) * BLOCK_M
-    rows = _rows(
-        x, norm_weight, norm_bias, seed, first, tokens, length, eps, path_threshold, path_scale,
-        D, NORMALISED, PATHS, BLOCK_M, DEPTH,
-    ).to(weight.dtype.element_ty)  # fmt: skip
+    if NORMALISED:
+        rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH).to(weight.dtype.element_ty)
+    else:
+        rows = _load(x, first, tokens, 0, D, BLOCK_M, DEPTH)
     for start in range(0, WIDTH, BLOCK_N):
         _store(out, _product(rows, weight, start, WIDTH, D, BLOCK_N, PRECISION), first, tokens, start, WIDTH)
 
 
-@triton.jit
-def _rows(
-    x, norm_weight, norm_bias, seed, first, tokens, length, eps, path_threshold, path_scale,
-    D: tl.constexpr, NORMALISED: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
+@triton.jit(do_not_specialize=_SIZES)
+def rows_kernel(
+    grad, x, norm_weight, norm_bias, seed, rows, of_attention, of_ff, tokens, length, eps, path_threshold, path_scale,
+    D: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm of the block's input x; or, of its result's gradient x, the attention path's part."""
-    if NORMALISED:
-        rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH)
-    else:
-        rows = _branch(x, seed, first, tokens, length, path_threshold, path_scale, D, 0, PATHS, BLOCK_M, DEPTH)
-    return rows
+    """LayerNorm of x, and the gradients of both paths' results out of that of the block's; (tokens, D) each."""
+    first = tl.program_id(0) * BLOCK_M
+    _store(rows, _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH), first, tokens, 0, D)
+    g = _load(grad, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32)
+    if PATHS:
+        path = _path(seed, first, length, path_threshold, path_scale, 0, BLOCK_M)
+        _store(of_attention, g * path[:, None], first, tokens, 0, D)
+        path = _path(seed, first, length, path_threshold, path_scale, 1, BLOCK_M)
+        g *= path[:, None]
+    _store(of_ff, g, first, tokens, 0, D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -209,26 +202,23 @@ def _feed_forward(
 
 @triton.jit(do_not_specialize=_SIZES)
 def input_kernel(
-    grad, x, norm_weight, norm_bias, ff_in, ff_out, grad_packed, packed_in, seed, grad_x, of_norm,
-    tokens, length, eps, ff_threshold, ff_scale, path_threshold, path_scale,
+    grad, x, norm_weight, rows, of_ff, ff_in, ff_out, grad_packed, packed_in, seed, grad_x, of_norm,
+    tokens, eps, ff_threshold, ff_scale,
     D: tl.constexpr, PACKED: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr,
-    PATHS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_x (tokens, D); of_norm (programs, 2, D), gradients of the norm's weight and bias, by programs.
 
-    grad_packed (tokens, PACKED), of queries, keys and values; packed_in (PACKED, D), their projection.
+    rows and of_ff as of `rows_kernel`; grad_packed (tokens, PACKED), of queries, keys and values; packed_in (PACKED,
+    D), their projection.
     """
     first = tl.program_id(0) * BLOCK_M
-    dtype = ff_in.dtype.element_ty
-    rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH).to(dtype)
-    branch = _branch(
-        grad, seed, first, tokens, length, path_threshold, path_scale, D, 1, PATHS, BLOCK_M, DEPTH
-    ).to(dtype)  # fmt: skip
+    normalised = _load(rows, first, tokens, 0, D, BLOCK_M, DEPTH)
+    branch = _load(of_ff, first, tokens, 0, D, BLOCK_M, DEPTH)
     total = tl.zeros((BLOCK_M, DEPTH), tl.float32)  # gradient of the normalised rows
     for start in range(0, MLP, BLOCK_C):
         _, of_value, of_gate = _feed_forward(
-            rows, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
+            normalised, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
             D, MLP, SWIGLU, DROPOUT, BLOCK_C, PRECISION,
         )  # fmt: skip
         w = _load(ff_in, start, MLP, 0, D, BLOCK_C, DEPTH)
@@ -254,9 +244,9 @@ def input_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def weight_kernel(
-    columns, x, norm_weight, norm_bias, seed, of_weight, tokens, length, span, eps, path_threshold, path_scale,
-    D: tl.constexpr, WIDTH: tl.constexpr, NORMALISED: tl.constexpr, PATHS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    columns, rows, of_weight, tokens, span,
+    D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """of_weight (splits, WIDTH, D) = columns' rows over `span` tokens each; columns (tokens, WIDTH)."""
     column = tl.program_id(0) * BLOCK_N
@@ -264,43 +254,35 @@ def weight_kernel(
     total = tl.zeros((BLOCK_N, DEPTH), tl.float32)
     for first in range(split * span, tl.minimum(split * span + span, tokens), BLOCK_M):
         c = _load(columns, first, tokens, column, WIDTH, BLOCK_M, BLOCK_N)
-        rows = _rows(
-            x, norm_weight, norm_bias, seed, first, tokens, length, eps, path_threshold, path_scale,
-            D, NORMALISED, PATHS, BLOCK_M, DEPTH,
-        ).to(c.dtype)  # fmt: skip
-        total = tl.dot(tl.trans(c), rows, total, input_precision=PRECISION)
-    base = of_weight + tl.cast(split, tl.int64) * (WIDTH * D)
-    _store(base, total, column, WIDTH, 0, D)
+        r = _load(rows, first, tokens, 0, D, BLOCK_M, DEPTH)
+        total = tl.dot(tl.trans(c), r, total, input_precision=PRECISION)
+    _store(of_weight + tl.cast(split, tl.int64) * (WIDTH * D), total, column, WIDTH, 0, D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def ff_weight_kernel(
-    grad, x, norm_weight, norm_bias, ff_in, ff_out, seed, of_in, of_out, tokens, length, span, eps,
-    ff_threshold, ff_scale, path_threshold, path_scale,
-    D: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr, PATHS: tl.constexpr,
+    rows, of_ff, ff_in, ff_out, seed, of_in, of_out, tokens, span, ff_threshold, ff_scale,
+    D: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """of_in (splits, MLP or 2 MLP, D) and of_out (splits, MLP, D) over `span` tokens each."""
     HIDDEN: tl.constexpr = 2 * MLP if SWIGLU else MLP
     start = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
-    dtype = ff_in.dtype.element_ty
     total_value = tl.zeros((BLOCK_C, DEPTH), tl.float32)
     total_gate = total_value
     total_out = total_value
     for first in range(split * span, tl.minimum(split * span + span, tokens), BLOCK_M):
-        rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH).to(dtype)
-        branch = _branch(
-            grad, seed, first, tokens, length, path_threshold, path_scale, D, 1, PATHS, BLOCK_M, DEPTH
-        ).to(dtype)  # fmt: skip
+        normalised = _load(rows, first, tokens, 0, D, BLOCK_M, DEPTH)
+        branch = _load(of_ff, first, tokens, 0, D, BLOCK_M, DEPTH)
         active, of_value, of_gate = _feed_forward(
-            rows, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
+            normalised, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
             D, MLP, SWIGLU, DROPOUT, BLOCK_C, PRECISION,
         )  # fmt: skip
         total_out = tl.dot(tl.trans(active), branch, total_out, input_precision=PRECISION)
-        total_value = tl.dot(tl.trans(of_value), rows, total_value, input_precision=PRECISION)
+        total_value = tl.dot(tl.trans(of_value), normalised, total_value, input_precision=PRECISION)
         if SWIGLU:
-            total_gate = tl.dot(tl.trans(of_gate), rows, total_gate, input_precision=PRECISION)
+            total_gate = tl.dot(tl.trans(of_gate), normalised, total_gate, input_precision=PRECISION)
     base = of_in + tl.cast(split, tl.int64) * (HIDDEN * D)
     _store(base, total_value, start, MLP, 0, D)
     if SWIGLU:

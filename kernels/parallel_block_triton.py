@@ -17,12 +17,19 @@ from .ahead_of_time import Variant
 from .attention import implementation
 from .attention_settings import Norm, Settings
 from .dropout import drop_threshold, keep_scale
-from .parallel_block_kernels import ff_weight_kernel, input_kernel, output_kernel, project_kernel, weight_kernel
+from .parallel_block_kernels import (
+    ff_weight_kernel,
+    input_kernel,
+    output_kernel,
+    project_kernel,
+    rows_kernel,
+    weight_kernel,
+)
 from .parallel_block_settings import BlockSettings, BlockWeights, Kept
 from .precision import HALF, input_precision
 
 # Parts that the tokens are cut into in the backward; the gradients of the weights exist once for each.
-_SPLITS = 32
+_SPLITS = 64
 
 
 class Tile(NamedTuple):
@@ -36,21 +43,23 @@ class Tile(NamedTuple):
 
 
 def tile_of(kernel: str, depth: int, dtype: torch.dtype, swiglu: bool) -> Tile:
-    """The tile of `project`, `output`, `input`, `weight` or `ff_weight`; chosen by registers, not yet by timings."""
+    """The tile of one of `variants`' kernels; chosen by registers, not yet by timings."""
     wide = depth_of(depth) > 128
+    if kernel == "rows":
+        return Tile(16 if wide else 32, 0, 0, 4, 1)
     if dtype in HALF:
         return {
             "project": Tile(64 if wide else 128, 64, 0, 8, 2),
             "output": Tile(32, 64, 32, 8, 2) if wide else Tile(64, 64, 32, 4, 2),
-            "input": Tile(32, 64, 32, 8 if wide else 4, 2) if wide or swiglu else Tile(64, 64, 16, 8, 2),
-            "weight": Tile(32, 64 if wide else 128, 0, 8, 2),
+            "input": Tile(32 if wide else 64, 64, 32, 8, 2),
+            "weight": Tile(64, 64 if wide else 128, 0, 8, 3),
             "ff_weight": Tile(32, 0, 16 if swiglu else 32, 8, 2),
         }[kernel]
     return {
         "project": Tile(32 if wide else 64, 32 if wide else 64, 0, 8, 2),
         "output": Tile(32, 32, 16, 4, 2) if wide else Tile(64, 64, 16, 8, 2),
-        "input": Tile(16 if wide else 32, 32, 32, 8, 2) if wide or swiglu else Tile(32, 64, 16, 8, 2),
-        "weight": Tile(32, 32 if wide else 64, 0, 8, 2),
+        "input": Tile(16, 32, 32, 8, 2) if wide else Tile(32, 32, 16, 8, 2),
+        "weight": Tile(32, 32 if wide else 64, 0, 8, 3),
         "ff_weight": Tile(16, 0, 16, 8, 1 if wide else 2),
     }[kernel]
 
@@ -91,16 +100,28 @@ class _Block:
         span = triton.cdiv(self.tokens, _SPLITS * tile.tokens) * tile.tokens
         return triton.cdiv(self.tokens, span), span
 
-    def project(self, rows: Tensor, weight: Tensor, normalised: bool) -> Tensor:
-        """(S, L, columns) of the rows' products with each of a weight's (columns, D)."""
+    def project(self, rows: Tensor, weight: Tensor, normalise: bool) -> Tensor:
+        """(S, L, columns) of products of the rows, or of their LayerNorm, with each of a weight's (columns, D)."""
         tile, columns = self.tile("project"), len(weight)
         out = torch.empty(*self.shape, columns, dtype=self.dtype, device=rows.device)
         project_kernel[(triton.cdiv(self.tokens, tile.tokens),)](
-            rows, *self.norm, self.seed, weight, out, self.tokens, self.length, self.eps, *self.path_numbers,
-            self.depth, columns, normalised, self.paths, tile.tokens, tile.columns, depth_of(self.depth),
-            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
+            rows, *self.norm, weight, out, self.tokens, self.eps, self.depth, columns, normalise,
+            tile.tokens, tile.columns, depth_of(self.depth), input_precision(self.dtype),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return out
+
+    def rows(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """LayerNorm of x, and the gradients of what attention's and the feed-forward path add to it."""
+        tile = self.tile("rows")
+        rows, of_ff = (torch.empty_like(self.x, dtype=self.dtype) for _ in range(2))
+        of_attention = torch.empty_like(of_ff) if self.paths else of_ff
+        rows_kernel[(triton.cdiv(self.tokens, tile.tokens),)](
+            grad, self.x, *self.norm, self.seed, rows, of_attention, of_ff, self.tokens, self.length, self.eps,
+            *self.path_numbers, self.depth, self.paths, tile.tokens, depth_of(self.depth),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        return rows, of_attention, of_ff
 
     def attend(self) -> Kept:
         packed = self.project(self.x, self.packed_in, True)
@@ -117,43 +138,39 @@ class _Block:
         )  # fmt: skip
         return y
 
-    def of_input(self, grad: Tensor, grad_packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of_input(self, grad: Tensor, rows: Tensor, of_ff: Tensor, grad_packed: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, and of the norm's weight and bias, float32."""
         tile, grad_x = self.tile("input"), torch.empty_like(self.x)
         programs = triton.cdiv(self.tokens, tile.tokens)
         of_norm = self.new(programs, 2, self.depth)
         input_kernel[(programs,)](
-            grad, self.x, *self.norm, self.ff_in, self.ff_out, grad_packed, self.packed_in, self.seed, grad_x, of_norm,
-            self.tokens, self.length, self.eps, *self.ff[:2], *self.path_numbers,
-            self.depth, len(self.packed_in), self.mlp, self.swiglu, self.ff[2], self.paths,
-            tile.tokens, tile.columns, tile.hidden, depth_of(self.depth), input_precision(self.dtype),
-            num_warps=tile.warps, num_stages=tile.stages,
+            grad, self.x, self.norm[0], rows, of_ff, self.ff_in, self.ff_out, grad_packed, self.packed_in, self.seed,
+            grad_x, of_norm, self.tokens, self.eps, *self.ff[:2], self.depth, len(self.packed_in), self.mlp,
+            self.swiglu, self.ff[2], tile.tokens, tile.columns, tile.hidden, depth_of(self.depth),
+            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return grad_x, of_norm[:, 0].sum(0), of_norm[:, 1].sum(0)
 
-    def of_weight(self, columns: Tensor, rows: Tensor, normalised: bool) -> Tensor:
+    def of_weight(self, columns: Tensor, rows: Tensor) -> Tensor:
         """columns' rows (columns, D) over all tokens, float32."""
         tile, width = self.tile("weight"), columns.shape[2]
         splits, span = self.splits(tile)
         found = self.new(splits, width, self.depth)
         weight_kernel[(triton.cdiv(width, tile.columns), splits)](
-            columns, rows, *self.norm, self.seed, found, self.tokens, self.length, span, self.eps, *self.path_numbers,
-            self.depth, width, normalised, self.paths, tile.tokens, tile.columns, depth_of(self.depth),
-            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
+            columns, rows, found, self.tokens, span, self.depth, width, tile.tokens, tile.columns,
+            depth_of(self.depth), input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return found.sum(0)
 
-    def of_feed_forward(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def of_feed_forward(self, rows: Tensor, of_ff: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the inner (hidden, D) and outer (mlp, D) weights, float32."""
         tile = self.tile("ff_weight")
         splits, span = self.splits(tile)
         of_in, of_out = self.new(splits, len(self.ff_in), self.depth), self.new(splits, self.mlp, self.depth)
         ff_weight_kernel[(triton.cdiv(self.mlp, tile.hidden), splits)](
-            grad, self.x, *self.norm, self.ff_in, self.ff_out, self.seed, of_in, of_out,
-            self.tokens, self.length, span, self.eps, *self.ff[:2], *self.path_numbers,
-            self.depth, self.mlp, self.swiglu, self.ff[2], self.paths,
-            tile.tokens, tile.hidden, depth_of(self.depth), input_precision(self.dtype),
-            num_warps=tile.warps, num_stages=tile.stages,
+            rows, of_ff, self.ff_in, self.ff_out, self.seed, of_in, of_out, self.tokens, span, *self.ff[:2],
+            self.depth, self.mlp, self.swiglu, self.ff[2], tile.tokens, tile.hidden, depth_of(self.depth),
+            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return of_in.sum(0), of_out.sum(0)
 
@@ -192,15 +209,16 @@ def backward(
     with torch.cuda.device_of(x):
         block, grad = _Block(x, weights, settings, seed), grad.contiguous()
         packed, attended, lse = block.attend() if kept is None else kept
-        of_attention_out = block.of_weight(attended, grad, False).t()
-        d_attended = block.project(grad, block.attention_out, False)
+        rows, of_attention, of_ff = block.rows(grad)
+        of_attention_out = block.of_weight(attended, of_attention).t()
+        d_attended = block.project(of_attention, block.attention_out, False)
         grad_packed = torch.empty_like(packed)
         attention = implementation(packed, block.settings.head_dim)
         of_norms = attention.backward(d_attended, packed, attended, lse, block.settings, grad_packed)
         del packed, attended, d_attended
-        of_packed_in = block.of_weight(grad_packed, block.x, True)
-        of_ff_in, of_ff_out = block.of_feed_forward(grad)
-        grad_x, *of_norm = block.of_input(grad, grad_packed)
+        of_packed_in = block.of_weight(grad_packed, rows)
+        of_ff_in, of_ff_out = block.of_feed_forward(rows, of_ff)
+        grad_x, *of_norm = block.of_input(grad, rows, of_ff, grad_packed)
     found = [*of_norm, torch.cat((of_packed_in, of_ff_in)), of_attention_out, of_ff_out.t(), *of_norms]
     return [grad_x, *(f.to(w.dtype).contiguous() for f, w in zip(found, given, strict=True))]
 
@@ -208,8 +226,8 @@ def backward(
 def variants() -> Iterator[Variant]:
     """Specialisations: the published model's, and others' in training."""
     kernels = {
-        "project": project_kernel, "output": output_kernel, "input": input_kernel, "weight": weight_kernel,
-        "ff_weight": ff_weight_kernel,
+        "project": project_kernel, "output": output_kernel, "rows": rows_kernel, "input": input_kernel,
+        "weight": weight_kernel, "ff_weight": ff_weight_kernel,
     }  # fmt: skip
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for depth, mlp in ((64, 100), (112, 136), (160, 256), (256, 512)):
@@ -222,27 +240,24 @@ def variants() -> Iterator[Variant]:
 def _variants(
     name: str, kernel: Any, dtype: torch.dtype, depth: int, mlp: int, swiglu: bool, drops: bool
 ) -> Iterator[Variant]:
-    tile, inner = tile_of(name, depth, dtype, swiglu), 528
-    alike = "SWIGLU" not in kernel.arg_names
-    training = name in ("input", "weight", "ff_weight")
-    if (alike and swiglu) or (training and not drops):
+    names, tile, inner = kernel.arg_names, tile_of(name, depth, dtype, swiglu), 528
+    if (swiglu and "SWIGLU" not in names) or (drops and "seed" not in names):
         return
-    for normalised in (True, False) if alike else (True,):
-        width = 3 * inner if normalised else inner
+    for normalised in (True, False) if "NORMALISED" in names else (True,):
+        low = ("weight", "out", "ff_in", "ff_out", "attended", "attention_out", "grad_packed", "packed_in", "columns",
+               "rows", "of_attention", "of_ff")  # fmt: skip
         values: dict[str, Any] = {
-            **dict.fromkeys(("weight", "out", "ff_in", "ff_out", "attended", "attention_out"), dtype),
-            **dict.fromkeys(("grad_packed", "packed_in", "columns"), dtype),
-            **dict.fromkeys(("x", "norm_weight", "norm_bias", "y", "grad", "grad_x", "of_norm"), torch.float32),
+            **dict.fromkeys(low, dtype), "x": torch.float32 if normalised else dtype,
+            **dict.fromkeys(("norm_weight", "norm_bias", "y", "grad", "grad_x", "of_norm"), torch.float32),
             **dict.fromkeys(("of_weight", "of_in", "of_out"), torch.float32),
             **dict.fromkeys(("tokens", "length", "span", "ff_threshold", "path_threshold"), int),
             **dict.fromkeys(("eps", "ff_scale", "path_scale"), float),
-            "seed": torch.int64 if drops else None, "D": depth, "DEPTH": depth_of(depth), "WIDTH": width,
+            "seed": torch.int64 if drops else None, "D": depth, "DEPTH": depth_of(depth), "WIDTH": 3 * inner,
             "INNER": inner, "PACKED": 3 * inner, "MLP": mlp, "SWIGLU": swiglu, "NORMALISED": normalised,
             "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.tokens, "BLOCK_N": tile.columns, "BLOCK_K": tile.columns,
             "BLOCK_C": tile.hidden, "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
         }  # fmt: skip
         kind = "tf32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        label = f"parallel_block {name} {kind} {depth}"
-        flags = {"swiglu": swiglu, "drops": drops, "branch": not normalised}
-        label = " ".join([label, *(flag for flag, on in flags.items() if on)])
-        yield Variant(label, kernel, {n: values[n] for n in kernel.arg_names}, tile.warps, tile.stages)
+        flags = {"swiglu": swiglu, "drops": drops, "plain": not normalised}
+        label = " ".join([f"parallel_block {name} {kind} {depth}", *(flag for flag, on in flags.items() if on)])
+        yield Variant(label, kernel, {n: values[n] for n in names}, tile.warps, tile.stages)
