@@ -400,7 +400,12 @@ def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, leng
     if dtype == torch.float32 and precision == "ieee":  # without tensor cores operands are in registers
         if kernel == "backward_kv":
             return Tile(16, 32, 8, 1)
-        return Tile(32, 16, 8, 1 if kernel == "backward_q" and head_dim == 112 else 2)
+        if kernel == "forward" and head_dim in (80, 96):
+            return Tile(32, 32, 8, 2)
+        if kernel == "backward_q" and head_dim == 128:
+            return Tile(16, 16, 8, 2)
+        one_stage = (48, 112) if kernel == "forward" else (112,)
+        return Tile(32, 16, 8, 1 if head_dim in one_stage else 2)
     if dtype == torch.float32:
         if kernel == "backward_kv":
             return Tile(16, 32, 4, 2)

@@ -53,14 +53,14 @@ def tile_of(kernel: str, depth: int, dtype: torch.dtype, swiglu: bool) -> Tile:
             "output": Tile(32, 64, 32, 8, 2) if wide else Tile(64, 64, 32, 4, 2),
             "input": Tile(32 if wide else 64, 64, 32, 8, 2),
             "weight": Tile(64, 64 if wide else 128, 0, 8, 3),
-            "ff_weight": Tile(32, 0, 16 if swiglu else 32, 8, 2),
+            "ff_weight": Tile(32, 0, 16 if wide or swiglu else 32, 8, 2),
         }[kernel]
     return {
         "project": Tile(32 if wide else 64, 32 if wide else 64, 0, 8, 2),
         "output": Tile(32, 32, 16, 4, 2) if wide else Tile(64, 64, 16, 8, 2),
         "input": Tile(16, 32, 32, 8, 2) if wide else Tile(32, 32, 16, 8, 2),
         "weight": Tile(32, 32 if wide else 64, 0, 8, 3),
-        "ff_weight": Tile(16, 0, 16, 8, 1 if wide else 2),
+        "ff_weight": Tile(16, 0, 16, 4, 2) if wide and not swiglu else Tile(16, 0, 16, 8, 1 if wide else 2),
     }[kernel]
 
 

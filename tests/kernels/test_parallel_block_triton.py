@@ -124,12 +124,11 @@ def test_masks_are_the_definition_s_and_have_their_rates(on_kernels: torch.devic
     assert abs((elements != 0).double().mean() - 0.7) < 4 * (0.21 / elements.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_opcheck(on_kernels: torch.device, keep: bool) -> None:
-    x, weights, settings = make((2, 3, 8, 1, 16, 6), norm_qk=keep)
+def test_opcheck(on_kernels: torch.device) -> None:
+    x, weights, settings = make((2, 3, 8, 1, 16, 6), norm_qk=True)
     a, w = on(on_kernels, x, weights, torch.float32)
     settings = settings._replace(dtype=torch.float32, **DROPS)
-    arguments = (a, *w, SEED.to(on_kernels), *settings, keep)
+    arguments = (a, *w, SEED.to(on_kernels), *settings, True)
     torch.library.opcheck(torch.ops.viv1t.parallel_block.default, arguments)
 
 
