@@ -40,8 +40,8 @@ def _generator(settings: Settings) -> torch.Generator | None:
 
 def _drop(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
     sequences, length, inner = x.shape
-    mask = keep_rows(sequences, length * inner, settings.dropout, generator).view(x.shape).to(x.device)
-    return torch.ops.aten.native_dropout_backward(x, mask, keep_scale(settings.dropout))
+    mask = keep_rows(sequences, length * inner, settings.dropout, generator, x.dtype).view(x.shape).to(x.device)
+    return mask.mul_(x).mul_(keep_scale(settings.dropout))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
