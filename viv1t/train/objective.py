@@ -93,6 +93,8 @@ _COMPILER: dict[str, Any] = {
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo  # long to import
 
+    # Without CUDA graphs, which save launches: by estimate, kernels of a full-size batch take much longer than theirs,
+    # and every mouse would need a graph with memory of its own. Not yet measured on a GPU.
     whole = torch.compile(function, fullgraph=True)
 
     def run(*args: Any) -> Any:
