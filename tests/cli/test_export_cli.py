@@ -182,7 +182,9 @@ def test_an_ensemble_in_every_precision(
 
 
 @pytest.mark.slow
-def test_without_recordings(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_recordings(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(run, tmp_path / "run")
     args = (run / "args.yaml").read_text()
     (tmp_path / "run" / "args.yaml").write_text(args.replace(RunFolder(run).config().data.path, "nowhere"))
@@ -190,8 +192,8 @@ def test_without_recordings(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     failed([*argv, "--transforms"], capsys, 2, "--transforms needs the recordings")
     assert not (tmp_path / "out").exists()
     assert export(*argv, "--mouse_ids", "F", "--precision", "int8") == 0
-    out, err = capsys.readouterr()
-    assert "nowhere is not there: neuron ids and statistics are left out" in err
+    assert "nowhere is not there: neuron ids and statistics are left out" in caplog.text
+    out = capsys.readouterr().out
     assert "with float32 on random inputs\n" in out
     model = OnnxModel(tmp_path / "out" / "F.onnx")
     assert model.neuron_ids is None
