@@ -339,6 +339,8 @@ def test_an_interrupted_session_does_not_look_complete_and_can_be_made_again(tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(SENSORIUM_SESSIONS[m] for m in "FG")
     with pytest.raises(DataError, match="other options"):
         synthesize(tmp_path, mice=["F"], size=TINY, seed=9, existing="resume")
+    synthesize(tmp_path, mice=["F"], size=TINY, seed=9, existing="keep")
+    assert (first / "truth/truth.json").stat().st_mtime_ns == made
     synthesize(tmp_path, mice=["F"], size=TINY, seed=9, existing="overwrite")
     assert json.loads((first / "truth/truth.json").read_text())["options"]["seed"] == 9
 

@@ -100,11 +100,12 @@ def run_demo(given: Options) -> int:
     data = Path(config.data.path)
     mice = config.data.mouse_ids or ("F", "G")
     print(
-        f"1/3  synthetic mice {' and '.join(mice)}: {SIZE.neurons} neurons, {SIZE.trials} training trials each, "
-        f"in {data}"
+        f"1/3  synthetic mice {' and '.join(mice)} in {data}; where they are made now, {SIZE.neurons} neurons and "
+        f"{SIZE.trials} training trials each"
     )
+    existing = "keep" if "data" in given else "resume"  # mice that were asked for may train models of several seeds
     sessions = dict(
-        zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing="resume", report=print), strict=True)
+        zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing=existing, report=print), strict=True)
     )
     print(f"2/3  training a small ViV1T, about five minutes on two cores; run folder {config.train.output_dir}")
     trainer, final = run(config)

@@ -130,8 +130,8 @@ def synthesize(
         size: of every mouse, or a function of the session's name, such as `full_scale`.
         seed: at least 0.
         reveal: give the responses of the test tiers of every mouse; otherwise only of A-E, as published.
-        existing: what to do with a session that is there: `refuse`, `resume` (keep it when it was made with the same
-            options) or `overwrite` (synthetic sessions only).
+        existing: what to do with a session that is there: `refuse`, `keep` it, `resume` (keep it when it was made with
+            the same options) or `overwrite` it; synthetic sessions only.
         workers: threads; default one per core, at most 4. The result does not depend on it.
         report: called with a line of progress every other second.
 
@@ -144,8 +144,8 @@ def synthesize(
     """
     if seed < 0:
         raise ConfigError(f"--seed must be at least 0, not {seed}")
-    if existing not in ("refuse", "resume", "overwrite"):
-        raise ConfigError(f"existing must be refuse, resume or overwrite, not {existing!r}")
+    if existing not in ("refuse", "keep", "resume", "overwrite"):
+        raise ConfigError(f"existing must be refuse, keep, resume or overwrite, not {existing!r}")
     plans = {name: (size if isinstance(size, Size) else size(name)) for name in session_names(mice)}
     old = {SENSORIUM_SESSIONS[m] for m in OLD_MICE}
     jobs = []
@@ -179,6 +179,8 @@ def _finished(session: Path, options: dict[str, Any], existing: str) -> bool:
         raise DataError(f"{session} exists: resume or overwrite it, or choose another folder")
     if existing == "overwrite":
         return False
+    if existing == "keep":
+        return True
     if json.loads(made_with.read_text())["options"] != options:
         raise DataError(f"{session} was made with other options: overwrite it, or choose another folder")
     return True
