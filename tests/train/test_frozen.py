@@ -26,16 +26,6 @@ NEW: dict[str, Any] = {"ds_mode": 2, "mouse_ids": ["A"]}
 DROPOUT = {"core_p_dropout": 0.3, "core_mha_dropout": 0.3, "core_ff_dropout": 0.3, "core_drop_path": 0.2}
 
 
-@pytest.fixture(scope="module")
-def start(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on F and G; not to be changed."""
-    folder = tmp_path_factory.mktemp("start") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        script_validation(patch, [0.25])
-        train(mice, folder, epochs=1)
-    return folder
-
-
 def fit(mice: Path, start: Path, out: Path, **changes: Any) -> Trainer:
     """Mouse A on the frozen core of `start`, with dropouts that a core in training would use."""
     trainer, _ = train(mice, out, pretrain_core=str(start), freeze_core=True, **(NEW | DROPOUT | changes))
@@ -47,14 +37,14 @@ def parts(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor
 
 
 def test_only_readout_and_shifter_learn(
-    mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_validation(monkeypatch, [0.1, 0.2], mice=("A",))
-    trainer = fit(mice, start, tmp_path / "none", epochs=0)
+    trainer = fit(mice, run, tmp_path / "none", epochs=0)
     before = weights(trainer.model)
-    trainer = fit(mice, start, tmp_path / "run", epochs=2)
+    trainer = fit(mice, run, tmp_path / "run", epochs=2)
     after = weights(trainer.model)
-    core = parts(RunFolder(start).load_model().state_dict(), "core.")
+    core = parts(RunFolder(run).load_model().state_dict(), "core.")
     assert same_weights(parts(after, "core."), core)
     changed = {k for k in after if not torch.equal(after[k], before[k])}
     assert {k.split(".")[0] for k in changed} == {"readouts", "shifters"}
@@ -65,7 +55,7 @@ def test_only_readout_and_shifter_learn(
 
 
 def test_maps_are_those_of_whole_trials(
-    mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_validation(monkeypatch, [0.1], mice=("A",))
     seen: list[tuple[Any, torch.Tensor]] = []
@@ -78,7 +68,7 @@ def test_maps_are_those_of_whole_trials(
 
     monkeypatch.setattr(CoreOutputs, "maps", spy)
     # Crops of 67 frames: trials of 63 to 70 frames are cut, or shorter than it.
-    trainer = fit(mice, start, tmp_path / "run", epochs=1, crop_frame=67)
+    trainer = fit(mice, run, tmp_path / "run", epochs=1, crop_frame=67)
     model, recordings = trainer.model.eval(), trainer.recordings
     assert any(first > 0 for batch, _ in seen for first in batch.first_frames)
     for batch, found in seen:
@@ -91,10 +81,10 @@ def test_maps_are_those_of_whole_trials(
 
 
 def test_the_loss_is_that_of_the_readout_on_these_maps(
-    mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_validation(monkeypatch, [0.1], mice=("A",))
-    trainer = fit(mice, start, tmp_path / "run", epochs=1, readout_bias_mode=1)
+    trainer = fit(mice, run, tmp_path / "run", epochs=1, readout_bias_mode=1)
     model = trainer.model
     assert trainer.outputs is not None
     batch = next(iter(trainer.recordings.train_batches(1)))
@@ -132,54 +122,54 @@ def test_the_core_runs_once_per_trial_however_many_epochs(
 
 
 def test_maps_in_a_file_are_the_same_and_leave_nothing(
-    mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = fit(mice, start, tmp_path / "memory")
+    one = fit(mice, run, tmp_path / "memory")
     monkeypatch.setattr(frozen, "available_bytes", lambda: 0)
-    other = fit(mice, start, tmp_path / "file")
+    other = fit(mice, run, tmp_path / "file")
     assert same_weights(weights(one.model), weights(other.model))
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "file")
     assert not list((tmp_path / "file").glob(".*"))
 
 
-def test_going_on_equals_going_through(mice: Path, start: Path, tmp_path: Path) -> None:
-    through = fit(mice, start, tmp_path / "through", epochs=3)
+def test_going_on_equals_going_through(mice: Path, run: Path, tmp_path: Path) -> None:
+    through = fit(mice, run, tmp_path / "through", epochs=3)
     for epochs in (1, 3):
-        parted = fit(mice, start, tmp_path / "parted", epochs=epochs)
+        parted = fit(mice, run, tmp_path / "parted", epochs=epochs)
     assert same_weights(weights(through.model), weights(parted.model))
     assert metrics(tmp_path / "through") == metrics(tmp_path / "parted")
 
 
-def test_bf16_holds_half(mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_holds_half(mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script_validation(monkeypatch, [0.1], mice=("A",))
-    trainer = fit(mice, start, tmp_path / "run", epochs=1, precision="bf16")
+    trainer = fit(mice, run, tmp_path / "run", epochs=1, precision="bf16")
     assert trainer.outputs is not None
     assert {held.dtype for held in trainer.outputs._place.values()} == {torch.bfloat16}
     assert all(torch.isfinite(w).all() for w in weights(trainer.model).values())
 
 
 def test_the_fitted_mouse_is_a_run_like_any_other(
-    mice: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mice: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         script_validation(patch, [0.1], mice=("A",))
-        fit(mice, start, tmp_path / "run", epochs=1)
+        fit(mice, run, tmp_path / "run", epochs=1)
     assert evaluate([str(tmp_path / "run")]) == 0
     assert "\nA " in capsys.readouterr().out
 
 
-def test_what_is_refused(mice: Path, start: Path, tmp_path: Path) -> None:
+def test_what_is_refused(mice: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--freeze_core needs --pretrain_core"):
         train(mice, tmp_path / "run", freeze_core=True, **NEW)
     with pytest.raises(ConfigError, match="has a core of other options: give --core_num_heads 2, --core_head_dim 4"):
-        fit(mice, start, tmp_path / "run", core_num_heads=1, core_head_dim=8)
+        fit(mice, run, tmp_path / "run", core_num_heads=1, core_head_dim=8)
     with pytest.raises(ConfigError, match="has the core vivit: give --core vivit"):
-        fit(mice, start, tmp_path / "run", core="factorized_baseline", **dict.fromkeys(DROPOUT))
+        fit(mice, run, tmp_path / "run", core="factorized_baseline", **dict.fromkeys(DROPOUT))
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused(mice: Path, start: Path, tmp_path: Path) -> None:
-    given = options(mice, tmp_path / "run", pretrain_core=str(start), freeze_core=True, **(NEW | DROPOUT))
+def test_several_processes_are_refused(mice: Path, run: Path, tmp_path: Path) -> None:
+    given = options(mice, tmp_path / "run", pretrain_core=str(run), freeze_core=True, **(NEW | DROPOUT))
     config = RunConfig.from_options(given)
     with closing(Recordings.open(config.data, 1)) as recordings, pytest.raises(ConfigError, match="without torchrun"):
         Trainer(config, recordings, RunFolder(tmp_path / "run"), ranks=Ranks(0, 2))
