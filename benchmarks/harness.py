@@ -33,6 +33,7 @@ from viv1t.files import write_text
 from viv1t.memory import peak_added_bytes, total_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
+BASELINE: Mapping[str, Any] = {"name": "benchmarks/baseline"}
 Work = Callable[[], object]
 
 
@@ -55,6 +56,7 @@ class Report:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.published: dict[str, Mapping[str, Any]] = {}  # by benchmark, where it is not our plain version
 
     def add(
         self, benchmark: str, case: str, metric: str, unit: str, samples: Mapping[str, float | Sequence[float]]
@@ -63,6 +65,11 @@ class Report:
         for variant, values in samples.items():
             p20, median, p80 = (float(x) for x in np.percentile(values, (20, 50, 80)))
             self.rows.append(Row(benchmark, case, variant, metric, unit, median, p20, p80))
+
+    def sources(self) -> dict[str, Mapping[str, Any]]:
+        """What the variant `published` was, of every benchmark that has it."""
+        benchmarks = dict.fromkeys(row.benchmark for row in self.rows if row.variant == "published")
+        return {benchmark: self.published.get(benchmark, BASELINE) for benchmark in benchmarks}
 
     def table(self) -> str:
         """The rows as aligned text."""
@@ -80,7 +87,8 @@ class Report:
             writer.writerow(f.name for f in fields(Row))
             writer.writerows(astuple(row) for row in rows)
             write_text(folder / f"{benchmark}.csv", text.getvalue())
-            write_text(folder / f"{benchmark}.json", json.dumps(facts(), indent=2) + "\n")
+            found = facts() | {"published": self.sources().get(benchmark)}
+            write_text(folder / f"{benchmark}.json", json.dumps(found, indent=2) + "\n")
             draw(rows, folder / f"{benchmark}.png")
 
 
@@ -162,15 +170,22 @@ def facts() -> dict[str, Any]:
     return {
         "machine": machine(),
         "versions": versions,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **commit_facts(ROOT),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _git(*arguments: str) -> str | None:
+def commit_facts(repository: Path) -> dict[str, Any]:
+    """The commit that a repository's folder is at, None for any other folder."""
+    if _git(repository, "rev-parse", "--show-prefix") != "":  # not the top of a repository
+        return {"commit": None, "uncommitted_changes": None}
+    changes = _git(repository, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": _git(repository, "rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
+
+
+def _git(repository: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(("git", *arguments), cwd=repository, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from benchmarks.baseline.model import PlainViV1T
+from benchmarks.baseline.step import Prediction
 from benchmarks.harness import Report, peak_bytes, seconds
+from benchmarks.published import Published
 from benchmarks.test_step import MOUSE, THREADS, Size, add_cases
 from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
@@ -22,31 +22,20 @@ NEEDED_BYTES = 12e9  # the published way writes out 2.9 GB of patches, more than
 FRAMES = 300
 
 
-class EngineInference:
+class EngineInference(Prediction):
     """The engine's model, as it predicts."""
 
     def __init__(self, size: Size) -> None:
-        self.batch, self.model = size.batch(), size.model().eval()
-
-    @torch.inference_mode()
-    def __call__(self) -> Tensor:
-        batch = self.batch
-        return self.model(batch.video, MOUSE, batch.behavior, batch.pupil_center)
+        super().__init__(size.model(), size.batch())
 
 
-class PublishedInference:
+class PublishedInference(Prediction):
     """The same the published model's plain way."""
 
     def __init__(self, size: Size) -> None:
-        self.batch = size.batch()
-        self.model = PlainViV1T(size.config, {MOUSE: size.neurons}, size.frame_size)
-        self.model.load_state_dict(to_published(size.model()))
-        self.model.eval()
-
-    @torch.inference_mode()
-    def __call__(self) -> Tensor:
-        batch = self.batch
-        return self.model(batch.video, MOUSE, batch.behavior, batch.pupil_center)
+        model = PlainViV1T(size.config, {MOUSE: size.neurons}, size.frame_size)
+        model.load_state_dict(to_published(size.model()))
+        super().__init__(model, size.batch())
 
 
 VARIANTS = {"viv1t": EngineInference, "published": PublishedInference}
@@ -60,15 +49,15 @@ def enough_memory() -> None:
         pytest.skip(f"needs {NEEDED_BYTES / 1e9:.0f} GB of memory, {available_bytes() / 1e9:.1f} GB are available")
 
 
-def test_inference_seconds(report: Report) -> None:
+def test_inference_seconds(report: Report, published: Published) -> None:
     works = {case: EngineInference(Size(frames=FRAMES, options=options)) for case, options in CASES.items()}
     whole = Size(frames=FRAMES)
-    samples = seconds({**works, "published": PublishedInference(whole)}, repeats=3, threads=THREADS)
-    add_cases(report, "inference", "seconds", "s", whole, samples)
+    variants = {**works, "published": published.work(PublishedInference, whole, THREADS)}
+    add_cases(report, "inference", "seconds", "s", whole, seconds(variants, repeats=3, threads=THREADS))
 
 
-def test_inference_peak_bytes(report: Report) -> None:
+def test_inference_peak_bytes(report: Report, published: Published) -> None:
     sizes = {case: Size(frames=FRAMES, options=options) for case, options in CASES.items()}
     samples = {case: peak_bytes(EngineInference, size, threads=THREADS) for case, size in sizes.items()}
-    samples["published"] = peak_bytes(PublishedInference, Size(frames=FRAMES), threads=THREADS)
+    samples["published"] = published.peak_bytes(PublishedInference, Size(frames=FRAMES), THREADS)
     add_cases(report, "inference", "peak_bytes", "B", Size(frames=FRAMES), samples)

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.baseline.model import PlainViV1T
 from benchmarks.harness import Report, peak_bytes, seconds, torch_threads
+from benchmarks.published import AGREEMENT, Published
+from benchmarks.test_inference import EngineInference, PublishedInference
 from benchmarks.test_step import MOUSE, Size
 from viv1t.export.graph import GraphModel
 from viv1t.export.precision import PRECISIONS, convert
 from viv1t.export.program import OPSET, save, to_onnx
 from viv1t.memory import available_bytes
-from viv1t.model.published import to_published
 from viv1t.onnx_model import open_session, run_session
 
 pytest.importorskip("onnxruntime", reason="needs viv1t[onnx]")
 
 THREADS, NEEDED_BYTES = 2, 8e9
 LENGTHS = (140, 300)
+EAGER = "peer:viv1t-pytorch"
 
 
 class Exported:
@@ -37,28 +37,6 @@ class Exported:
 
     def __call__(self) -> np.ndarray:
         return run_session(self.session, self.feed)
-
-
-class Eager:
-    """Ours in PyTorch."""
-
-    def __init__(self, size: Size) -> None:
-        self.batch, self.model = size.batch(), size.model().eval()
-
-    @torch.inference_mode()
-    def __call__(self) -> np.ndarray:
-        batch = self.batch
-        return self.model(batch.video, MOUSE, batch.behavior, batch.pupil_center).numpy()
-
-
-class Published(Eager):
-    """The published model's plain way."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__(size)
-        plain = PlainViV1T(size.config, {MOUSE: size.neurons}, size.frame_size)
-        plain.load_state_dict(to_published(self.model))
-        self.model = plain.eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,8 +58,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-# Relative, against the published way.
-TOLERANCES = {"peer:viv1t-pytorch": 1e-4, "fp32": 1e-4, "fp16": 1e-3, "int8": 0.05}
+# Relative, against ours in PyTorch.
+TOLERANCES = {"published": AGREEMENT, "fp32": 1e-4, "fp16": 1e-3, "int8": 0.05}
 
 
 def add(report: Report, frames: int, metric: str, unit: str, samples: dict[str, list[float]]) -> None:
@@ -93,21 +71,22 @@ def add(report: Report, frames: int, metric: str, unit: str, samples: dict[str, 
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
-def test_onnx_seconds(report: Report, files: dict[str, Path], frames: int) -> None:
+def test_onnx_seconds(report: Report, published: Published, files: dict[str, Path], frames: int) -> None:
     size = Size(frames=frames)
-    works = {"published": Published(size), "peer:viv1t-pytorch": Eager(size)}
+    works = {"published": published.work(PublishedInference, size, THREADS), EAGER: EngineInference(size)}
     works |= {precision: Exported(size, path) for precision, path in files.items()}
     with torch_threads(THREADS):
-        results = {name: work() for name, work in works.items()}  # which also warms up
-    expected = results["published"]
+        results = {name: np.asarray(work()) for name, work in works.items()}  # which also warms up
+    expected = results[EAGER]
     for name, tolerance in TOLERANCES.items():
         assert np.linalg.norm(results[name] - expected) < tolerance * np.linalg.norm(expected), name
     add(report, frames, "seconds", "s", seconds(works, repeats=3, warmup=0, threads=THREADS))
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
-def test_onnx_peak_bytes(report: Report, files: dict[str, Path], frames: int) -> None:
+def test_onnx_peak_bytes(report: Report, published: Published, files: dict[str, Path], frames: int) -> None:
     size = Size(frames=frames)
-    makes = {"published": (Published, size), "peer:viv1t-pytorch": (Eager, size)}
-    makes |= {precision: (Exported, size, path) for precision, path in files.items()}
-    add(report, frames, "peak_bytes", "B", {n: [peak_bytes(*make, threads=THREADS)] for n, make in makes.items()})
+    makes = {EAGER: (EngineInference, size)} | {p: (Exported, size, path) for p, path in files.items()}
+    samples = {"published": [published.peak_bytes(PublishedInference, size, THREADS)]}
+    samples |= {name: [peak_bytes(*make, threads=THREADS)] for name, make in makes.items()}
+    add(report, frames, "peak_bytes", "B", samples)

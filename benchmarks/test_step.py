@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baseline.model import PlainViV1T, adamw, poisson_correlation
+from benchmarks.baseline.model import PlainViV1T
+from benchmarks.baseline.step import TrainingStep
 from benchmarks.harness import Report, peak_bytes, seconds
+from benchmarks.published import Published
 from viv1t.config import RunConfig
 from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
@@ -64,6 +66,14 @@ class Size:
         neurons = Neurons(self.neurons, coordinates=1000 * torch.rand(self.neurons, 3))
         return build_model(self.config, {MOUSE: neurons}, self.frame_size).train()
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What the published step is made with."""
+        config, options = self.config, self.config.optimizer
+        rates = {"core_lr": config.core_lr, "core_weight_decay": options.core_weight_decay}
+        rates |= {"lr": options.lr, "weight_decay": options.weight_decay}
+        return {"train_trials": TRAIN_TRIALS, **rates, "betas": (options.beta1, options.beta2), "eps": options.eps}
+
 
 class EngineStep:
     """The engine's step, as its trainer calls it."""
@@ -78,23 +88,13 @@ class EngineStep:
         return float(loss)
 
 
-class PublishedStep:
+class PublishedStep(TrainingStep):
     """The same step the published model's plain way."""
 
     def __init__(self, size: Size) -> None:
-        self.batch, config = size.batch(), size.config
-        self.model = PlainViV1T(config, {MOUSE: size.neurons}, size.frame_size)
-        self.model.load_state_dict(to_published(size.model()))
-        self.optimizer = adamw(self.model, config)
-
-    def __call__(self) -> float:
-        batch = self.batch
-        prediction = self.model(batch.video, MOUSE, batch.behavior, batch.pupil_center)
-        loss = poisson_correlation(batch.response, prediction, TRAIN_TRIALS, len(batch))
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        model = PlainViV1T(size.config, {MOUSE: size.neurons}, size.frame_size)
+        model.load_state_dict(to_published(size.model()))
+        super().__init__(model, size.batch(), **size.training)
 
 
 VARIANTS = {"viv1t": EngineStep, "published": PublishedStep}
@@ -119,13 +119,15 @@ def add_cases(report: Report, benchmark: str, metric: str, unit: str, size: Size
         report.add(benchmark, name, metric, unit, {"viv1t": samples[case], "published": samples["published"]})
 
 
-def test_step_seconds(report: Report) -> None:
+def test_step_seconds(report: Report, published: Published) -> None:
     works = {case: EngineStep(Size(options=options)) for case, options in CASES.items()}
-    samples = seconds({**works, "published": PublishedStep(Size())}, repeats=2, threads=THREADS)
+    samples = seconds(
+        {**works, "published": published.work(PublishedStep, Size(), THREADS)}, repeats=2, threads=THREADS
+    )
     add_cases(report, "step", "seconds", "s", Size(), samples)
 
 
-def test_step_peak_bytes(report: Report) -> None:
+def test_step_peak_bytes(report: Report, published: Published) -> None:
     samples = {case: peak_bytes(EngineStep, Size(options=o), threads=THREADS) for case, o in CASES.items()}
-    samples["published"] = peak_bytes(PublishedStep, Size(), threads=THREADS)
+    samples["published"] = published.peak_bytes(PublishedStep, Size(), THREADS)
     add_cases(report, "step", "peak_bytes", "B", Size(), samples)

@@ -94,7 +94,9 @@ def test_report_writes_one_csv_json_and_figure_per_benchmark(tmp_path: Path) -> 
     }  # fmt: skip
     assert len(rows) == 2
     facts = json.loads((tmp_path / "step.json").read_text())
-    assert set(facts) == {"machine", "versions", "commit", "uncommitted_changes", "date"}
+    assert set(facts) == {"machine", "versions", "commit", "uncommitted_changes", "date", "published"}
+    assert facts["published"] == {"name": "benchmarks/baseline"}
+    assert json.loads((tmp_path / "loader.json").read_text())["published"] is None
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["cores"] >= 1
     assert len(report.table().splitlines()) == 4

@@ -1,4 +1,4 @@
-"""Readout, shifter, whole model, criterion and optimizer step."""
+"""Readout, shifter and the whole model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PlainViV1T(nn.Module):
     """The published model: vivit core, gaussian2d readouts on cortical positions, shifters on gaze, exp.
 
     Args:
-        config: core, shifter and optimizer are read from it.
+        config: core and shifter are read from it.
         neurons: N of each mouse.
         frame_size: (H, W).
     """
@@ -80,28 +80,3 @@ class PlainViV1T(nn.Module):
         maps = self.core["vivit"](video, state)
         state = state[..., -maps.shape[2] :]
         return torch.exp(self.readouts[mouse_id](maps, state, self.shifters[mouse_id](state[:, 2:]), noise))
-
-
-def poisson_correlation(response: Tensor, prediction: Tensor, train_trials: int, batch_size: int) -> Tensor:
-    """The published default loss; response (B, N, T), prediction (B, N, t)."""
-    eps = torch.finfo(torch.float32).eps
-    response = response[..., -prediction.shape[2] :]
-    y, p = response + eps, prediction + eps
-    poisson = (p - y * torch.log(p)).sum()
-    standardised = [
-        (x - x.mean((0, 2), keepdim=True)) / (x.std((0, 2), correction=0, keepdim=True) + eps)
-        for x in (response, prediction)
-    ]
-    correlation = (standardised[0] * standardised[1]).mean((0, 2))
-    return (train_trials / batch_size) ** 0.5 * (poisson + 1000 * (1 - correlation).sum())
-
-
-def adamw(model: PlainViV1T, config: RunConfig) -> torch.optim.AdamW:
-    """The published optimizer groups."""
-    options = config.optimizer
-    readouts = [*model.readouts.parameters(), *model.shifters.parameters()]
-    groups = [
-        {"params": list(model.core.parameters()), "lr": config.core_lr, "weight_decay": options.core_weight_decay},
-        {"params": readouts, "lr": options.lr, "weight_decay": options.weight_decay},
-    ]
-    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), eps=options.eps)
