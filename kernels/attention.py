@@ -97,7 +97,7 @@ def _forward(
     causal: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the scores' log-sum-exp (S, heads, L)."""
+    """The result, and the sums of its rows (S, heads, L); see `attention_settings.py`."""
     norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
     settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
     return implementation(packed, head_dim).forward(packed, settings)
@@ -126,7 +126,7 @@ def _backward(
     grad: Tensor,
     packed: Tensor,
     out: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     q_weight: Tensor | None,
     q_bias: Tensor | None,
     k_weight: Tensor | None,
@@ -143,12 +143,12 @@ def _backward(
     settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
     grad_packed = packed.new_empty(packed.shape)
     backward = implementation(packed, head_dim).backward
-    return [grad_packed, *backward(grad, packed, out, lse, settings, grad_packed)]
+    return [grad_packed, *backward(grad, packed, out, sums, settings, grad_packed)]
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
+    grad: Tensor, packed: Tensor, out: Tensor, sums: Tensor, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
     *_: Any,
 ) -> list[Tensor]:  # fmt: skip
     given = [p for p in (q_weight, q_bias, k_weight, k_bias) if p is not None]
@@ -165,8 +165,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 11
-    packed, out, lse, *weights_and_seed = ctx.saved_tensors
-    grad_packed, *others = _backward(grad, packed, out, lse, *weights_and_seed, *ctx.settings)
+    packed, out, sums, *weights_and_seed = ctx.saved_tensors
+    grad_packed, *others = _backward(grad, packed, out, sums, *weights_and_seed, *ctx.settings)
     weights = [None if p is None else others.pop(0) for p in weights_and_seed[:4]]
     return grad_packed, *weights, *(None,) * 6
 

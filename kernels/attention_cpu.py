@@ -1,69 +1,50 @@
-"""Attention off CUDA, a few sequences at a time so that what is computed between stays in cache."""
+"""Attention off CUDA: a few sequences at a time, each on one thread, so that what lies between stays in cache."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from . import attention_products
 from .attention_settings import Settings, normalise, normalise_backward
-from .dropout import keep_rows, keep_scale
+from .dropout import keep_rows, keep_scale, lane_generator
+from .lanes import lane_slices, run_lanes
+from .softmax_cpu import HeadAttention
 
-# Values of queries, keys and values, and scores as products, that are taken at a time.
-_GROUP_VALUES, _GROUP_SCORES = 1_500_000, 2_000_000
+# Values of queries, keys and values that are taken at a time.
+_GROUP_VALUES = 1_000_000
 
-
-def _as_products(packed: Tensor) -> bool:
-    """Whether PyTorch's own kernel is slower, or there is none."""
-    return packed.dtype == torch.bfloat16 or packed.device.type != "cpu"
-
-
-def _groups(packed: Tensor, settings: Settings) -> list[slice]:
-    sequences, length, width = packed.shape
-    if _as_products(packed):
-        step = _GROUP_SCORES // max(1, settings.heads * length * length)
-    else:
-        step = _GROUP_VALUES // max(1, length * width)
-    step = max(1, step)
-    return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
+Drop = Callable[[Tensor], Tensor]
 
 
-def _heads(x: Tensor, settings: Settings) -> Tensor:
-    """(s, L, inner) -> (s, heads, L, head_dim)."""
-    return x.unflatten(-1, (settings.heads, settings.head_dim)).transpose(1, 2)
+def _products_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the products; float16 could not hold the exponentials."""
+    return dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
 
 
-def _generator(settings: Settings) -> torch.Generator | None:
-    """Draws the masks of one group after the other."""
-    return None if settings.seed is None else torch.Generator().manual_seed(int(settings.seed))
+def _lanes(sequences: int, length: int, width: int) -> list[list[slice]]:
+    return lane_slices(sequences, max(1, _GROUP_VALUES // max(1, length * width)))
 
 
-def _drop(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    sequences, length, inner = x.shape
-    mask = keep_rows(sequences, length * inner, settings.dropout, generator, x.dtype).view(x.shape).to(x.device)
-    return mask.mul_(x).mul_(keep_scale(settings.dropout))
+def _run(packed: Tensor, settings: Settings, work: Callable[[int, slice, HeadAttention, Drop | None], None]) -> None:
+    """Calls work(lane, group, attention, dropout) for every group of sequences."""
+    lanes = _lanes(*packed.shape)
+    seed = None if settings.seed is None else int(settings.seed)
 
+    def run(index: int) -> None:
+        s, dtype = settings, _products_dtype(packed.dtype)
+        attention = HeadAttention(packed.shape[1], s.heads, s.head_dim, s.scale, dtype, s.causal, packed.device)
+        generator = None if seed is None else lane_generator(seed, index)
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """As `attention_products.forward`."""
-    if _as_products(q):
-        return attention_products.forward(q, k, v, settings)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *(_heads(x, settings) for x in (q, k, v)), 0.0, settings.causal, scale=settings.scale
-    )
-    return out.transpose(1, 2).flatten(2), lse
+        def drop(x: Tensor) -> Tensor:
+            mask = keep_rows(len(x), x[0].numel(), s.dropout, generator, x.dtype).view(x.shape).to(x.device)
+            return mask.mul_(x).mul_(keep_scale(s.dropout))
 
+        for group in lanes[index]:
+            work(index, group, attention, None if generator is None else drop)
 
-def _attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, settings: Settings
-) -> tuple[Tensor, ...]:
-    """As `attention_products.backward`."""
-    if _as_products(q):
-        return attention_products.backward(grad, q, k, v, out, lse, settings)
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *(_heads(x, settings) for x in (grad, q, k, v, out)), lse, 0.0, settings.causal, scale=settings.scale
-    )
-    return tuple(x.transpose(1, 2).flatten(2) for x in grads)
+    run_lanes(run, len(lanes))
 
 
 def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -71,34 +52,44 @@ def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     sequences, length, _ = packed.shape
     out = packed.new_empty(sequences, length, settings.inner)
     wide = torch.promote_types(packed.dtype, torch.float32)
-    lse = packed.new_empty(sequences, settings.heads, length, dtype=wide)
-    generator = _generator(settings)
-    for group in _groups(packed, settings):
+    sums = packed.new_empty(sequences, settings.heads, length, dtype=wide)
+
+    def work(_: int, group: slice, attention: HeadAttention, drop: Drop | None) -> None:
         q, k, v = packed[group].split(settings.inner, dim=-1)
         q, k = normalise(q, settings.q_norm).y, normalise(k, settings.k_norm).y
-        y, lse[group] = _attend(q, k, v, settings)
-        out[group] = y if generator is None else _drop(y, settings, generator)
-    return out, lse
+        attention.forward(q, k, v, out[group], sums[group])
+        if drop is not None:
+            out[group] = drop(out[group])
+
+    _run(packed, settings, work)
+    return out, sums
 
 
 def backward(
-    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, settings: Settings, grad_packed: Tensor
+    grad: Tensor, packed: Tensor, out: Tensor, sums: Tensor, settings: Settings, grad_packed: Tensor
 ) -> list[Tensor]:
     """See `attention_settings.py`."""
-    generator = _generator(settings)
     norms = (settings.q_norm, settings.k_norm)
-    totals = [torch.zeros_like(p) for norm in norms if norm is not None for p in norm if p is not None]
-    for group in _groups(packed, settings):
+    given = [p for norm in norms if norm is not None for p in norm if p is not None]
+    totals = [[torch.zeros_like(p) for p in given] for _ in range(max(1, len(_lanes(*packed.shape))))]
+
+    def work(lane: int, group: slice, attention: HeadAttention, drop: Drop | None) -> None:
         q, k, v = packed[group].split(settings.inner, dim=-1)
+        dq, dk, dv = grad_packed[group].split(settings.inner, dim=-1)
         g, y = grad[group], out[group]
-        if generator is not None:
-            g = _drop(g, settings, generator)
+        if drop is not None:
+            g = drop(g)
             y = y * (1 - settings.dropout)  # zero where g is: as good as the result before the dropout
         q_norm, k_norm = normalise(q, settings.q_norm), normalise(k, settings.k_norm)
-        dq, dk, dv = _attend_backward(g, q_norm.y, k_norm.y, v, y, lse[group], settings)
-        dq, q_weights = normalise_backward(dq, q_norm)
-        dk, k_weights = normalise_backward(dk, k_norm)
-        torch.cat((dq, dk, dv), dim=-1, out=grad_packed[group])
-        for total, part in zip(totals, q_weights + k_weights, strict=True):
+        attention.backward(g, q_norm.y, k_norm.y, v, y, sums[group], True, (dq, dk, dv))
+        of_weights = []
+        for d, norm in ((dq, q_norm), (dk, k_norm)):
+            dx, parts = normalise_backward(d, norm)
+            if parts:
+                d.copy_(dx)
+            of_weights += parts
+        for total, part in zip(totals[lane], of_weights, strict=True):
             total += part
-    return totals
+
+    _run(packed, settings, work)
+    return [torch.stack(parts).sum(dim=0) for parts in zip(*totals, strict=True)]

@@ -2,11 +2,12 @@
 
 An implementation has two functions. Both read `packed` (S, L, 3 * inner) by its strides, inner = heads * head_dim:
 
-    forward(packed, settings) -> out (S, L, inner), lse (S, heads, L)
-    backward(grad, packed, out, lse, settings, grad_packed) -> gradients of the norms' weights and biases
+    forward(packed, settings) -> out (S, L, inner), sums (S, heads, L)
+    backward(grad, packed, out, sums, settings, grad_packed) -> gradients of the norms' weights and biases
 
-`out` is after the dropout, `lse` the natural log-sum-exp of the scaled scores, at least float32. `grad_packed` (S, L,
-3 * inner), with last stride 1 and otherwise strided as it likes, is written.
+`out` is after the dropout, `sums`, at least float32, what the backward wants to know of a row's weights: their natural
+log-sum-exp on a GPU, their sum off it. `grad_packed` (S, L, 3 * inner), with last stride 1 and otherwise strided as it
+likes, is written.
 """
 
 from __future__ import annotations

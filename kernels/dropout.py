@@ -25,6 +25,12 @@ def keep_scale(rate: float) -> float:
     return 1 / (1 - rate) if rate < 1 else 0.0
 
 
+def lane_generator(seed: int, lane: int) -> torch.Generator:
+    """Draws a lane's CPU masks, of one group after the other."""
+    # A CPU's generator looks at 32 bits.
+    return torch.Generator().manual_seed((seed ^ (seed >> 32)) + 0x9E3779B9 * lane & 0xFFFFFFFF)
+
+
 def keep_rows(
     rows: int,
     columns: int,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_settings import Norm, normalise, normalise_backward
-from .dropout import keep_rows, keep_scale
+from .dropout import keep_rows, keep_scale, lane_generator
 from .lanes import lane_slices, run_lanes
 from .parallel_block_settings import BlockSettings, BlockWeights, Kept
 from .softmax_cpu import HeadAttention
@@ -44,12 +44,6 @@ def block_lanes(shape: torch.Size, weights: BlockWeights) -> list[list[slice]]:
     # Groups of one size, and several even where one would do: else most threads would wait for the last.
     groups = max(-(-shape[0] // most), min(_FEWEST_GROUPS, shape[0]), 1)
     return lane_slices(shape[0], max(1, -(-shape[0] // groups)))
-
-
-def lane_generator(seed: int, lane: int) -> torch.Generator:
-    """Draws the masks of one group after the other of a lane."""
-    # A CPU's generator looks at 32 bits.
-    return torch.Generator().manual_seed((seed ^ (seed >> 32)) + 0x9E3779B9 * lane & 0xFFFFFFFF)
 
 
 def draw_masks(
@@ -116,15 +110,19 @@ class _Lane:
         rows = self.x[group].reshape(-1, self.x.shape[2]).to(self.wide).contiguous()
         return rows, *torch.native_layer_norm(rows, rows.shape[1:], *self.norm, self.settings.eps)
 
-    def empty(self, group: slice, width: int) -> Tensor:
-        return torch.empty(group.stop - group.start, self.length, width, dtype=self.dtype)
+    def kept(self, group: slice, kept: Kept | None) -> Kept:
+        """The group's part of what is kept, or memory for it."""
+        if kept is None:
+            return new_kept(self.x[group], self.weights, self.settings, keep=True)
+        packed, attended, sums = (x[group] for x in kept)
+        return packed, attended, sums
 
     def parts(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys, values and the feed-forward part of (..., widths)."""
         return packed.split(self.weights.widths, dim=-1)
 
     def attending(self, masks: Masks, *results: Tensor) -> list[slice]:
-        """Runs of sequences whose attention counts; `results` (s, L, any) of the others are zeroed."""
+        """Runs of sequences whose attention counts; `results` (s, ...) of the others are zeroed."""
         if masks.paths is None or masks.paths[:, 0].all():
             return [slice(0, len(results[0]))]
         runs: list[slice] = []
@@ -140,17 +138,13 @@ class _Lane:
 
     def forward(self, group: slice, y: Tensor, kept: Kept | None) -> None:
         settings, masks = self.settings, self.masks(group)
-        packed, attended = (
-            (self.empty(group, len(self.fused)), self.empty(group, self.inner))
-            if kept is None
-            else (x[group] for x in kept[:2])
-        )
+        packed, attended, sums = self.kept(group, kept)
         rows, normalised, _, _ = self.normalise(group)
         torch.mm(normalised.to(self.dtype), self.fused_in, out=packed.view(len(rows), -1))
         q, k, v, hidden = self.parts(packed)
-        for run in self.attending(masks, attended):
+        for run in self.attending(masks, attended, sums):
             q_, k_ = (normalise(x[run], norm).y for x, norm in zip((q, k), self.norms, strict=True))
-            self.attention.forward(q_, k_, v[run], attended[run])
+            self.attention.forward(q_, k_, v[run], attended[run], sums[run])
         dropped = _masked(attended.view(len(rows), -1), masks.attention)
         active = _masked(_activation(hidden.flatten(0, 1), self.weights.swiglu), masks.ff)
         for path, (branch, out) in enumerate(((dropped, self.attention_out), (active, self.ff_out))):
@@ -163,11 +157,9 @@ class _Lane:
         rows, normalised, mean, rstd = self.normalise(group)
         normalised = normalised.to(self.dtype)
         above = grad[group].reshape(rows.shape).to(self.wide).contiguous()
+        packed, attended, attended_sums = self.kept(group, kept)
         if kept is None:
-            packed, attended = self.empty(group, len(self.fused)), self.empty(group, self.inner)
             torch.mm(normalised, self.fused_in, out=packed.view(len(rows), -1))
-        else:
-            packed, attended = (x[group] for x in kept[:2])
         q, k, v, hidden = self.parts(packed)
         grad_packed = torch.empty_like(packed)
         dq, dk, dv, d_hidden = self.parts(grad_packed)
@@ -185,7 +177,8 @@ class _Lane:
         for run in self.attending(masks, *zeroed):
             norm_q, norm_k = (normalise(x[run], norm) for x, norm in zip((q, k), self.norms, strict=True))
             grads = dq[run], dk[run], dv[run]
-            self.attention.backward(d_attended[run], norm_q.y, norm_k.y, v[run], attended[run], kept is not None, grads)
+            inputs = d_attended[run], norm_q.y, norm_k.y, v[run]
+            self.attention.backward(*inputs, attended[run], attended_sums[run], kept is not None, grads)
             at = 5
             for n, d in zip((norm_q, norm_k), grads, strict=False):
                 dx, of_weights = normalise_backward(d, n)
@@ -215,11 +208,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def new_kept(x: Tensor, weights: BlockWeights, settings: BlockSettings, keep: bool) -> Kept:
-    """The fused projection (S, L, widths), the attention before its dropout (S, L, inner), and nothing."""
-    shape = x.shape[:2] if keep else (0, 0)
+    """The fused projection (S, L, widths), the attention before its dropout (S, L, inner), its sums (S, heads, L)."""
+    sequences, length = x.shape[:2] if keep else (0, 0)
     widths = len(weights.fused), weights.inner
-    packed, attended = (x.new_empty(*shape, width, dtype=settings.dtype) for width in widths)
-    return packed, attended, x.new_empty(0)
+    packed, attended = (x.new_empty(sequences, length, width, dtype=settings.dtype) for width in widths)
+    wide = torch.promote_types(settings.dtype, torch.float32)
+    return packed, attended, x.new_empty(sequences, settings.heads, length, dtype=wide)
 
 
 def forward(

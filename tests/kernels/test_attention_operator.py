@@ -9,7 +9,7 @@ import pytest
 import torch
 from attention_cases import Case, errors, joined, make_case
 from torch import Tensor
-from viv1t.kernels import attention_cpu, attention_products
+from viv1t.kernels import attention_cpu
 from viv1t.kernels.attention import attention
 from viv1t.kernels.reference.attention import attention as definition
 
@@ -69,23 +69,20 @@ def test_result_and_gradients_are_the_definition_s(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], dtype: torch.dtype, group: int
 ) -> None:
     monkeypatch.setattr(attention_cpu, "_GROUP_VALUES", group)
-    monkeypatch.setattr(attention_cpu, "_GROUP_SCORES", group)
     case = make_case(dtype=dtype, **options)
     out, _, gradients = case.expected()
     assert max(errors(run(case), [out, *gradients])) < TOLERANCE[dtype]
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("sharpness", [1.0, 40.0])
-def test_products_are_the_definition_s(causal: bool, sharpness: float) -> None:
-    """In float64, where rounding hides nothing; with scores that do and do not need their maximum taken off."""
-    case = make_case(dtype=torch.float64, head_dim=24, length=31, causal=causal, sharpness=sharpness)
-    expected_out, expected_lse, (expected_gradient,) = case.expected()
-    q, k, v = case.packed.split(case.settings.inner, dim=-1)
-    out, lse = attention_products.forward(q, k, v, case.settings)
-    gradients = attention_products.backward(case.grad, q, k, v, out, lse, case.settings)
-    found = [out, lse, torch.cat(gradients, dim=-1)]
-    assert max(errors(found, [expected_out, expected_lse, expected_gradient])) < 1e-11
+@pytest.mark.parametrize("sharpness", [5.0, 40.0])
+def test_scores_of_any_size(causal: bool, sharpness: float, dtype: torch.dtype) -> None:
+    case = make_case(dtype=dtype, head_dim=24, length=31, causal=causal, sharpness=sharpness)
+    out, _, gradients = case.expected()
+    tolerance = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 0.1}
+    assert max(errors(run(case), [out, *gradients])) < tolerance[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,19 +98,18 @@ def test_dropout_zeroes_the_result_and_its_gradient_alike(dtype: torch.dtype) ->
     assert max(errors(run(case), [expected.detach(), gradient])) < TOLERANCE[dtype]
 
 
-def test_dropout_does_not_depend_on_groups_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_case(sequences=7, length=11, head_dim=5, heads=3, dropout=0.5)
-    whole = run(case)
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_cpu, "_GROUP_VALUES", 1)
+    case = make_case(sequences=7, length=11, head_dim=5, heads=3, dropout=0.5, norm=True)
+    found = run(case)
     threads = torch.get_num_threads()
     torch.set_num_threads(2 if threads == 1 else 1)
     try:
-        parts = run(case)
+        again = run(case)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(whole[0] != 0, parts[0] != 0)
-    for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b)
+    for a, b in zip(found, again, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_seeds_are_drawn_from_the_generator_unless_given() -> None:
@@ -144,8 +140,8 @@ def test_opcheck(case: Case) -> None:
     packed, *rest = operator_arguments(case)
     rest = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in rest]
     torch.library.opcheck(torch.ops.viv1t.attention.default, (packed.requires_grad_(), *rest))
-    out, lse = torch.ops.viv1t.attention(packed, *rest)
-    tensors = [x.detach() for x in (case.grad, packed, out, lse)]
+    out, sums = torch.ops.viv1t.attention(packed, *rest)
+    tensors = [x.detach() for x in (case.grad, packed, out, sums)]
     turned = case.grad.transpose(1, 2).contiguous().transpose(1, 2)  # a gradient that lies otherwise
     for grad in (case.grad, turned):
         given = [x.detach() if isinstance(x, Tensor) else x for x in rest]
