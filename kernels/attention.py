@@ -18,6 +18,7 @@ from torch import Tensor
 from . import attention_cpu
 from .attention_settings import Norm, Settings
 from .dropout import new_seed
+from .exporting import is_exporting
 from .reference import attention as reference
 
 
@@ -57,7 +58,7 @@ def attention(
     width = 3 * heads * head_dim
     if packed.ndim != 3 or packed.shape[2] < width:
         raise ValueError(f"packed must be (S, L, {width} or more), not {tuple(packed.shape)}")
-    if torch.compiler.is_exporting():  # to programs that know no operators of ours
+    if is_exporting():
         norms: dict[str, Any] = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
         return reference.attention(packed, heads, head_dim, scale, causal=causal, dropout=dropout, seed=seed, **norms)
     if dropout and seed is None:

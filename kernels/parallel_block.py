@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from . import parallel_block_cpu
 from .attention import attention
 from .dropout import new_seed
+from .exporting import is_exporting
 from .parallel_block_settings import BlockSettings, BlockWeights
 from .precision import HALF
 from .reference import parallel_block as reference
@@ -45,7 +46,7 @@ def parallel_block(
         seed: (1,) int64 on the same device that decides what the operator drops; drawn here if None and needed. The
             same seed drops other elements on a GPU than on a CPU.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, True))
     if not _takes(x, settings):
         if keep or not torch.is_grad_enabled():

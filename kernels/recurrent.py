@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .exporting import is_exporting
+
 _NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def gru(module: nn.GRU, x: Tensor) -> Tensor:
     """States (B, t, H) of a unit of one layer for x (B, t, C), from zero states."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or is_exporting():
         states: Tensor = module(x)[0]
         return states
     return _forward(x, *(getattr(module, name) for name in _NAMES))

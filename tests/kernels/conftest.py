@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from poison import poisoned_memory
 
 
 @pytest.fixture(scope="session")
 def kernel_device() -> torch.device:
     """The GPU, or the CPU in whose memory the interpreter works (see `TRITON_INTERPRET` in tests/conftest.py)."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip("Triton's interpreter runs with NumPy 2.4 and newer from Triton 3.7 on")
+    return torch.device("cpu")
 
 
 @pytest.fixture
