@@ -85,6 +85,20 @@ def test_run_folder_after_two_epochs(mice: Path, tmp_path: Path, monkeypatch: py
     assert "epoch 2/2" in (run / "output.log").read_text()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["32", "tf32"])
+def test_tensor_cores_take_float32_where_they_are_asked_to(
+    mice: Path, tmp_path: Path, device: str, precision: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        train(mice, tmp_path / "run", epochs=0, precision=precision, device=device)
+        asked = device == "cuda" and precision == "tf32"
+        assert torch.get_float32_matmul_precision() == ("high" if asked else "highest")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_scores_are_of_whole_trials_with_the_best_weights(mice: Path, tmp_path: Path) -> None:
     trainer, final = train(mice, tmp_path / "run", epochs=3)
     rows = metrics(tmp_path / "run")

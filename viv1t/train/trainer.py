@@ -120,6 +120,8 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             # Not everything has a deterministic form on a GPU: PyTorch then warns and names it.
             torch.use_deterministic_algorithms(True, warn_only=self.device.type != "cpu")
+        if train.precision == "tf32" and self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # the kernels look at it, too
         self._check_data()
         self.model = new_model(self.config, self.recordings).to(self.device)
         if self.config.core.freeze:
