@@ -23,13 +23,16 @@ def _products_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
 
 
-def _lanes(sequences: int, length: int, width: int) -> list[list[slice]]:
-    return lane_slices(sequences, max(1, _GROUP_VALUES // max(1, length * width)))
+def _lanes(packed: Tensor) -> list[list[slice]]:
+    sequences, length, width = packed.shape
+    lanes = lane_slices(sequences, max(1, _GROUP_VALUES // max(1, length * width)))
+    # Elsewhere a thread would have a stream of its own.
+    return lanes if packed.device.type == "cpu" else [[group for lane in lanes for group in lane]]
 
 
 def _run(packed: Tensor, settings: Settings, work: Callable[[int, slice, HeadAttention, Drop | None], None]) -> None:
     """Calls work(lane, group, attention, dropout) for every group of sequences."""
-    lanes = _lanes(*packed.shape)
+    lanes = _lanes(packed)
     seed = None if settings.seed is None else int(settings.seed)
 
     def run(index: int) -> None:
@@ -71,7 +74,7 @@ def backward(
     """See `attention_settings.py`."""
     norms = (settings.q_norm, settings.k_norm)
     given = [p for norm in norms if norm is not None for p in norm if p is not None]
-    totals = [[torch.zeros_like(p) for p in given] for _ in range(max(1, len(_lanes(*packed.shape))))]
+    totals = [[torch.zeros_like(p) for p in given] for _ in range(max(1, len(_lanes(packed))))]
 
     def work(lane: int, group: slice, attention: HeadAttention, drop: Drop | None) -> None:
         q, k, v = packed[group].split(settings.inner, dim=-1)
