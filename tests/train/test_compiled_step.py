@@ -28,6 +28,7 @@ from viv1t.train.optimizer import build_optimizer
 from viv1t.train.step import Step
 from viv1t.types import Batch
 
+COMPILE = torch.compile
 MICE, FRAME = {"F": 51, "G": 67, "H": 59}, (36, 64)
 # Dropout within sequential blocks draws other masks when compiled; parallel blocks and readouts draw the same.
 QUIET = {"core_p_dropout": 0, "core_mha_dropout": 0, "core_ff_dropout": 0}
@@ -116,6 +117,24 @@ def assert_same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 # -- one graph, the same numbers ---------------------------------------------------------------------------------------
+
+
+def test_the_compiler_s_criterion_of_one_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Laid out as the readout writes it, which PyTorch's compiler takes wrongly."""
+    monkeypatch.setattr(torch, "compile", COMPILE)
+    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)  # longer than they save
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    losses, gradients = [], []
+    for compiled in (False, True):
+        objective = make_step(compiled).objective
+        torch.manual_seed(1)
+        prediction = (1 + torch.rand(1, 8, MICE["F"])).requires_grad_()
+        monkeypatch.setattr(objective, "_predict", lambda *_, given=prediction: (given, None))
+        loss, _ = objective.losses(make_batch("F", lengths=(24,)), 1)
+        losses.append(float(loss))
+        gradients += torch.autograd.grad(loss, prediction)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5 * float(gradients[0].abs().max()))
 
 
 @contextlib.contextmanager

@@ -167,6 +167,8 @@ class Objective:
             frame = torch.arange(response.shape[2], device=response.device)[-prediction.shape[2] :]
             mask = torch.cat([(frame < part.video.shape[2]).expand(len(part), -1) for part in parts])
         if self.compiled:
+            # Of one trial with neurons inside of time, Inductor of PyTorch 2.11 to 2.13 writes a wrong gradient.
+            prediction = prediction.contiguous()
             for tensor in (prediction, response):
                 torch._dynamo.maybe_mark_dynamic(tensor, 1)
         loss = self._criterion(self.options.criterion, response, prediction, batch_size, mask)
