@@ -50,7 +50,7 @@ def published(request: pytest.FixtureRequest, report: Report) -> Iterator[Publis
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash[_REPORT]
-    if not found.rows:
+    if not found.rows and not found.texts:
         return
     folder = config.getoption("--out") or ROOT / "benchmarks" / "results" / machine_name()
     found.write(folder)

@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.baseline.step import cuda_peak_added_bytes
 from benchmarks.figure import draw
 from viv1t.files import write_text
 from viv1t.memory import peak_added_bytes, total_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE: Mapping[str, Any] = {"name": "benchmarks/baseline"}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Work = Callable[[], object]
 
 
@@ -57,6 +59,7 @@ class Report:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.published: dict[str, Mapping[str, Any]] = {}  # by benchmark, where it is not our plain version
+        self.texts: dict[str, str] = {}  # by file name, written beside the rows
 
     def add(
         self, benchmark: str, case: str, metric: str, unit: str, samples: Mapping[str, float | Sequence[float]]
@@ -90,6 +93,8 @@ class Report:
             found = facts() | {"published": self.sources().get(benchmark)}
             write_text(folder / f"{benchmark}.json", json.dumps(found, indent=2) + "\n")
             draw(rows, folder / f"{benchmark}.png")
+        for name, content in self.texts.items():
+            write_text(folder / name, content)
 
 
 def seconds(variants: Mapping[str, Work], repeats: int, *, warmup: int = 1, threads: int = 1) -> dict[str, list[float]]:
@@ -121,14 +126,7 @@ def _peak_bytes(make: Callable[..., Work], args: tuple[Any, ...], threads: int) 
     with torch_threads(threads):
         work = make(*args)
         gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - before
-        return peak_added_bytes(work)
+        return cuda_peak_added_bytes(work) if torch.cuda.is_initialized() else peak_added_bytes(work)
 
 
 @contextmanager

@@ -64,11 +64,14 @@ class Server:
         mouse_id: whose trials the batch holds.
         training: arguments of `TrainingStep`; None measures predictions.
         threads: of PyTorch.
+        device: of model and batch.
+        tf32: multiply float32 on tensor cores.
     """
 
     def __init__(
-        self, adapter: str, files: str, ours: str, mouse_id: str, training: dict[str, Any] | None, threads: int
-    ) -> None:
+        self, adapter: str, files: str, ours: str, mouse_id: str, training: dict[str, Any] | None, threads: int,
+        device: str, tf32: bool,
+    ) -> None:  # fmt: skip
         self.adapter, self.files = Path(adapter), Path(files)
         self.checkout = self.adapter.parent
         model = self._load_model(ours)
@@ -78,17 +81,20 @@ class Server:
         import torch
 
         here = Path(__file__).parent
-        baseline = load_file("_baseline_step", here / "baseline" / "step.py")
+        self.baseline = load_file("_baseline_step", here / "baseline" / "step.py")
         self.memory = load_file("_memory", Path(ours) / "memory.py")
         if not isinstance(model, torch.nn.Module):
             raise Refused(f"load_model returned {type(model).__name__}, a torch.nn.Module was expected")
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         with np.load(self.files / "batch.npz") as arrays:
-            batch = SimpleNamespace(mouse_id=mouse_id, **{k: torch.from_numpy(v) for k, v in arrays.items()})
-        self.model, self.prediction = model, baseline.Prediction(model, batch)
+            tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        batch, self.device = SimpleNamespace(mouse_id=mouse_id, **tensors), device
+        self.model = model.to(device)
+        self.prediction = self.baseline.Prediction(self.model, batch)
         self.measured: Callable[[], Any] = self.prediction
         if training is not None:
-            self.measured = baseline.TrainingStep(model, batch, **training)
+            self.measured = self.baseline.TrainingStep(self.model, batch, **training)
 
     def _load_model(self, ours: str) -> Any:
         sys.meta_path.insert(0, NotOurs(Path(ours)))
@@ -121,11 +127,17 @@ class Server:
 
     def work(self) -> Any:
         """What is measured."""
-        return self._run(self.measured)
+        result = self._run(self.measured)
+        if self.device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
+        return result
 
     def peak_bytes(self) -> int:
         """Memory that the work adds at its highest."""
-        peak: int = self.memory.peak_added_bytes(lambda: self._run(self.measured))
+        added = self.memory.peak_added_bytes if self.device == "cpu" else self.baseline.cuda_peak_added_bytes
+        peak: int = added(lambda: self._run(self.measured))
         return peak
 
     def _run(self, work: Callable[[], Any]) -> Any:
@@ -143,7 +155,7 @@ class Server:
         if not isinstance(result, torch.Tensor):
             raise Refused(f"the model returned {type(result).__name__}, a tensor of responses was expected")
         path = self.files / "result.npy"
-        np.save(path, result.float().numpy())
+        np.save(path, result.float().cpu().numpy())
         return {"array": str(path)}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness import Report, peak_bytes, seconds
+from benchmarks.harness import DEVICE, Report, peak_bytes, seconds
 from viv1t.data import dali
 from viv1t.data.movie import Movie
 from viv1t.data.trial_video import read_array, write_trial
@@ -23,7 +23,6 @@ av = pytest.importorskip("av", reason="needs viv1t[video]")
 
 FRAME_SIZE = (36, 64)
 THREADS = 1
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _LOSSLESS = {"lossless": "1", "cpu-used": "8", "auto-alt-ref": "0", "lag-in-frames": "0", "g": "30"}
 # Per case: codec, its options, frames, height and width.
 FILMS = {

@@ -5,6 +5,7 @@ All have the weights of the published default model and 8,000 neurons, and see t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from benchmarks.harness import Report, peak_bytes, seconds, torch_threads
 from benchmarks.published import AGREEMENT, Published
 from benchmarks.test_inference import EngineInference, PublishedInference
-from benchmarks.test_step import MOUSE, Size
+from benchmarks.workload import MOUSE, Size
 from viv1t.export.graph import GraphModel
 from viv1t.export.precision import PRECISIONS, convert
 from viv1t.export.program import OPSET, save, to_onnx
@@ -23,6 +24,7 @@ from viv1t.onnx_model import open_session, run_session
 pytest.importorskip("onnxruntime", reason="needs viv1t[onnx]")
 
 THREADS, NEEDED_BYTES = 2, 8e9
+CPU = Size(device="cpu")
 LENGTHS = (140, 300)
 EAGER = "peer:viv1t-pytorch"
 
@@ -50,9 +52,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The exported model in every precision."""
     folder = tmp_path_factory.mktemp("onnx")
     paths = {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
-    example = Size(trials=2, frames=40).batch()
+    example = replace(CPU, trials=2, frames=40).batch()
     inputs = {name: getattr(example, name) for name in ("video", "behavior", "pupil_center")}
-    save(to_onnx(GraphModel([Size().model().eval()], MOUSE).eval(), inputs, "response", OPSET), paths["fp32"], {})
+    save(to_onnx(GraphModel([CPU.model().eval()], MOUSE).eval(), inputs, "response", OPSET), paths["fp32"], {})
     for precision in PRECISIONS[1:]:
         convert(paths["fp32"], paths[precision], precision)
     return paths
@@ -66,13 +68,13 @@ def add(report: Report, frames: int, metric: str, unit: str, samples: dict[str, 
     """A case per precision, each beside the same measurements of PyTorch in float32."""
     for precision in (p for p in PRECISIONS if p in samples):
         variants = {"viv1t": samples[precision]} | {k: v for k, v in samples.items() if k not in PRECISIONS}
-        case = f"{precision.replace('fp', 'float')}-{frames}-frames-{Size().neurons}-neurons"
+        case = f"{precision.replace('fp', 'float')}-{frames}-frames-{CPU.neurons}-neurons"
         report.add("onnx", case, metric, unit, variants)
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_onnx_seconds(report: Report, published: Published, files: dict[str, Path], frames: int) -> None:
-    size = Size(frames=frames)
+    size = replace(CPU, frames=frames)
     works = {"published": published.work(PublishedInference, size, THREADS), EAGER: EngineInference(size)}
     works |= {precision: Exported(size, path) for precision, path in files.items()}
     with torch_threads(THREADS):
@@ -85,7 +87,7 @@ def test_onnx_seconds(report: Report, published: Published, files: dict[str, Pat
 
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_onnx_peak_bytes(report: Report, published: Published, files: dict[str, Path], frames: int) -> None:
-    size = Size(frames=frames)
+    size = replace(CPU, frames=frames)
     makes = {EAGER: (EngineInference, size)} | {p: (Exported, size, path) for p, path in files.items()}
     samples = {"published": [published.peak_bytes(PublishedInference, size, THREADS)]}
     samples |= {name: [peak_bytes(*make, threads=THREADS)] for name, make in makes.items()}

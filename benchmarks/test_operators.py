@@ -1,13 +1,15 @@
 """Operators of the hot path, forward and backward at the published model's full size, beside the plain PyTorch way.
 
-Runs on the GPU where there is one. A row of `CASES` is one operator at one precision; its variants are classes that
-make the work from the device.
+Runs on the GPU where there is one, there also beside the plain way compiled. The plain way's attention is PyTorch's
+fused one. A row of `CASES` is one operator at one precision; its variants are classes that make the work from the
+device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -20,13 +22,12 @@ from viv1t.kernels.reference.readout import readout as plain_readout
 
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
-from benchmarks.harness import Report, peak_bytes, seconds
+from benchmarks.harness import DEVICE, Report, peak_bytes, seconds
 from viv1t.config import VivitConfig
 from viv1t.memory import available_bytes
 from viv1t.model.transformer import ParallelBlock
 
 THREADS = 2
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)
 GRID, DEPTH, NEURONS = (15, 29), 112, 8000
 PATCH, STRIDE = (25, 7, 7), (1, 2, 2)
@@ -156,12 +157,29 @@ class PlainBlock(Block):
         return y
 
 
+class Compiled:
+    """Work of a kind, compiled by PyTorch."""
+
+    def __init__(self, kind: type[Work], device: str, precision: torch.dtype) -> None:
+        self.work = kind(device, precision)
+        self.work.forward = torch.compile(self.work.forward)  # type: ignore[method-assign]
+
+    def __call__(self) -> None:
+        self.work()
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
     precision: torch.dtype
-    variants: Mapping[str, Callable[[str, torch.dtype], Work]]
+    variants: Mapping[str, type[Work]]
     needed_bytes: float  # by the hungriest variant
+
+    def on(self, device: str) -> dict[str, Callable[[str, torch.dtype], Callable[[], None]]]:
+        """The variants on a kind of device."""
+        plain = self.variants["published"]
+        peers = {} if device == "cpu" else {"peer:compiled": partial(Compiled, plain)}
+        return {**self.variants, **peers}
 
 
 CASES = [
@@ -185,11 +203,12 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_operator_seconds(case: Case, report: Report) -> None:
-    works = {name: make(DEVICE, case.precision) for name, make in case.variants.items()}
-    report.add("operators", case.name, "seconds", "s", seconds(works, repeats=5, threads=THREADS))
+    works = {name: make(DEVICE, case.precision) for name, make in case.on(DEVICE).items()}
+    rounds = {"repeats": 5} if DEVICE == "cpu" else {"repeats": 50, "warmup": 3}
+    report.add("operators", case.name, "seconds", "s", seconds(works, threads=THREADS, **rounds))
 
 
 def test_operator_peak_bytes(case: Case, report: Report) -> None:
     arguments = DEVICE, case.precision
-    samples = {name: peak_bytes(make, *arguments, threads=THREADS) for name, make in case.variants.items()}
+    samples = {name: peak_bytes(make, *arguments, threads=THREADS) for name, make in case.on(DEVICE).items()}
     report.add("operators", case.name, "peak_bytes", "B", samples)

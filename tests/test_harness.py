@@ -7,17 +7,22 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import test_inference
 from benchmarks.figure import number
 from benchmarks.harness import ROOT, Report, Work, machine_name, peak_bytes, seconds, torch_threads
-from benchmarks.test_step import VARIANTS, Size
+from benchmarks.published import Baseline, Checkout
+from benchmarks.test_inference import INFERENCE, EngineInference, PublishedInference
+from benchmarks.test_step import STEP, EngineStep, PublishedStep
+from benchmarks.workload import Size, Subject
 
+STEPS = {"viv1t": EngineStep, "published": PublishedStep}
 TINY_STEP = Size(
+    device="cpu",
     neurons=7,
     frames=12,
     frame_size=(12, 16),
@@ -122,7 +127,7 @@ def test_session_prints_a_table_and_writes(tmp_path: Path) -> None:
 
 def test_step_variants_do_the_same_work() -> None:
     losses = {}
-    for name, make in VARIANTS.items():
+    for name, make in STEPS.items():
         step = make(TINY_STEP)
         step.model.eval()  # no dropout, no readout noise
         losses[name] = [step() for _ in range(3)]
@@ -131,11 +136,46 @@ def test_step_variants_do_the_same_work() -> None:
 
 
 def test_inference_variants_predict_the_same() -> None:
-    found = {name: make(TINY_STEP)() for name, make in test_inference.VARIANTS.items()}
+    found = {name: make(TINY_STEP)() for name, make in (("viv1t", EngineInference), ("published", PublishedInference))}
     torch.testing.assert_close(found["viv1t"], found["published"], rtol=1e-4, atol=1e-5)
 
 
-def test_step_is_measured_at_a_tiny_size() -> None:
-    samples = seconds({name: make(TINY_STEP) for name, make in VARIANTS.items()}, repeats=1)
-    assert set(samples) == {"viv1t", "published"}
-    assert peak_bytes(VARIANTS["published"], TINY_STEP) > 0
+@pytest.mark.parametrize(("subject", "cases"), [(STEP, 3), (INFERENCE, 2)], ids=lambda x: getattr(x, "name", x))
+def test_subjects_are_measured_at_a_tiny_size(subject: Subject, cases: int) -> None:
+    report = Report()
+    subject.add_seconds(report, TINY_STEP, Baseline(), repeats=2)
+    rows = [(row.case, row.variant) for row in report.rows]
+    assert rows[:2] == [("float32-12-frames-7-neurons", "viv1t"), ("float32-12-frames-7-neurons", "published")]
+    assert len(set(rows)) == len(rows) == 2 * cases
+    assert len({row.median for row in report.rows}) == cases + 1  # one published way, float32, beside all
+    assert peak_bytes(subject.plain, TINY_STEP) > 0
+
+
+def test_on_a_gpu_the_published_way_has_several_forms() -> None:
+    forms = {name: case.form for name, case in STEP.cases(Baseline(), "cuda").items()}
+    assert set(forms.values()) == {
+        "published",
+        "published precision=tf32",
+        "published precision=bf16 core_compile=True",
+    }
+    assert {"tf32", "bf16"} < set(INFERENCE.cases(Baseline(), "cuda")) < set(forms)
+    released = set(STEP.cases(Checkout, "cuda"))  # which cannot do all of it
+    assert released == {name for name, form in forms.items() if "compile" not in form}
+
+
+def test_bf16_variants_do_the_same_work() -> None:
+    size = replace(TINY_STEP, options={**TINY_STEP.options, "precision": "bf16"})
+    found = [make(size)() for make in (EngineInference, PublishedInference)]
+    exact = EngineInference(TINY_STEP)()
+    assert not torch.equal(found[1], exact)
+    for each in found:
+        torch.testing.assert_close(each, exact, rtol=0.05, atol=0.05)
+
+
+def test_tensor_cores_are_for_sizes_that_ask() -> None:
+    before = torch.get_float32_matmul_precision()
+    for device, options, expected in (("cuda", {"precision": "tf32"}, "high"), ("cuda", {}, "highest"),
+                                      ("cpu", {"precision": "tf32"}, "highest")):  # fmt: skip
+        with replace(TINY_STEP, device=device, options=options).products():
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == before

@@ -64,6 +64,8 @@ class PlainViV1T(nn.Module):
         frame_size: (H, W).
     """
 
+    bf16 = False  # the core under autocast
+
     def __init__(self, config: RunConfig, neurons: Mapping[str, int], frame_size: tuple[int, int]) -> None:
         super().__init__()
         assert isinstance(config.core, VivitConfig)
@@ -77,6 +79,7 @@ class PlainViV1T(nn.Module):
     ) -> Tensor:
         """video (B, 1, T, H, W), behavior and pupil_center (B, 2, T) -> (B, N, t)."""
         state = torch.cat((behavior, pupil_center), dim=1)
-        maps = self.core["vivit"](video, state)
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=self.bf16):
+            maps = self.core["vivit"](video, state).to(video.dtype)
         state = state[..., -maps.shape[2] :]
         return torch.exp(self.readouts[mouse_id](maps, state, self.shifters[mouse_id](state[:, 2:]), noise))

@@ -5,6 +5,7 @@ Imports nothing of ours: what is measured of a checkout of the published code ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def adamw(
         {"params": rest, "lr": lr, "weight_decay": weight_decay},
     ]
     return torch.optim.AdamW(groups, **options)
+
+
+def cuda_peak_added_bytes(work: Callable[[], object]) -> int:
+    """What `work` allocates on the GPU at its highest, over what was allocated before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 class Prediction:
