@@ -35,7 +35,8 @@ class Gaussian2d(nn.Module):
             noise = torch.randn_like(grid)
         if noise is not None:
             grid = torch.einsum("nij,bnkj->bnki", self.sigma[0], noise) + grid
-        grid = grid.clamp(-1, 1) + shift.flatten(0, 1)[:, None, None]
+        grid = torch.where(grid.abs() <= 1, grid, grid.detach().clamp(-1, 1))  # as `clamp` up to PyTorch 2.13
+        grid = grid + shift.flatten(0, 1)[:, None, None]
         samples = F.grid_sample(maps.transpose(1, 2).flatten(0, 1), grid, align_corners=True).squeeze(-1)
         samples = samples + self.state_encoder(state.transpose(1, 2)).flatten(0, 1)[..., None]
         response = (samples * self.features).sum(1) + self.bias

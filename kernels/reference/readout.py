@@ -44,7 +44,8 @@ def readout(
     positions = mu.expand(batch, frames, -1, -1)
     if noise is not None:
         positions = positions + torch.einsum("ncd,btnd->btnc", sigma, noise)
-    positions = positions.clamp(-1, 1)
+    # As `clamp`, whose gradient passes at exactly -1 and 1 only up to PyTorch 2.13.
+    positions = torch.where(positions.abs() <= 1, positions, positions.detach().clamp(-1, 1))
     if shift is not None:
         positions = positions + shift[:, :, None]
     frames_first = maps.to(features.dtype).flatten(0, 1).permute(0, 3, 1, 2)

@@ -122,7 +122,6 @@ def assert_same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
 def test_the_compiler_s_criterion_of_one_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Laid out as the readout writes it, which PyTorch's compiler takes wrongly."""
     monkeypatch.setattr(torch, "compile", COMPILE)
-    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)  # longer than they save
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     losses, gradients = [], []
     for compiled in (False, True):
