@@ -7,6 +7,7 @@ device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,13 @@ TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)
 GRID, DEPTH, NEURONS = (15, 29), 112, 8000
 PATCH, STRIDE = (25, 7, 7), (1, 2, 2)
 CONFIG = VivitConfig(parallel_attention=True)
+
+# Of products, forward and backward. Patches: those of the video alone, which needs no gradient. Attention: two forward,
+# and five backward, where scores are computed again.
+TOKENS, INNER = TRIALS * FRAMES * math.prod(GRID), CONFIG.num_heads * CONFIG.head_dim
+PATCH_FLOPS = 2 * 2 * TOKENS * DEPTH * math.prod(PATCH)
+ATTENTION_FLOPS = 7 * 2 * TOKENS * math.prod(GRID) * INNER
+BLOCK_FLOPS = 3 * 2 * TOKENS * DEPTH * (4 * INNER + 2 * CONFIG.mlp_dim) + ATTENTION_FLOPS
 
 
 class Work:
@@ -174,6 +182,7 @@ class Case:
     precision: torch.dtype
     variants: Mapping[str, type[Work]]
     needed_bytes: float  # by the hungriest variant
+    flops: float = 0  # of products; a readout's are few
 
     def on(self, device: str) -> dict[str, Callable[[str, torch.dtype], Callable[[], None]]]:
         """The variants on a kind of device."""
@@ -184,12 +193,12 @@ class Case:
 
 CASES = [
     Case("readout-float32", torch.float32, {"viv1t": Readout, "published": PlainReadout}, 3e9),
-    Case("patch-embed-float32", torch.float32, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
-    Case("patch-embed-bf16", torch.bfloat16, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9),
-    Case("attention-float32", torch.float32, {"viv1t": Attention, "published": PlainAttention}, 2e9),
-    Case("attention-bf16", torch.bfloat16, {"viv1t": Attention, "published": PlainAttention}, 2e9),
-    Case("parallel-block-float32", torch.float32, {"viv1t": Block, "published": PlainBlock}, 2e9),
-    Case("parallel-block-bf16", torch.bfloat16, {"viv1t": Block, "published": PlainBlock}, 2e9),
+    Case("patch-embed-float32", torch.float32, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9, PATCH_FLOPS),
+    Case("patch-embed-bf16", torch.bfloat16, {"viv1t": PatchEmbed, "published": PlainPatchEmbed}, 8e9, PATCH_FLOPS),
+    Case("attention-float32", torch.float32, {"viv1t": Attention, "published": PlainAttention}, 2e9, ATTENTION_FLOPS),
+    Case("attention-bf16", torch.bfloat16, {"viv1t": Attention, "published": PlainAttention}, 2e9, ATTENTION_FLOPS),
+    Case("parallel-block-float32", torch.float32, {"viv1t": Block, "published": PlainBlock}, 2e9, BLOCK_FLOPS),
+    Case("parallel-block-bf16", torch.bfloat16, {"viv1t": Block, "published": PlainBlock}, 2e9, BLOCK_FLOPS),
 ]
 
 
@@ -206,6 +215,27 @@ def test_operator_seconds(case: Case, report: Report) -> None:
     works = {name: make(DEVICE, case.precision) for name, make in case.on(DEVICE).items()}
     rounds = {"repeats": 5} if DEVICE == "cpu" else {"repeats": 50, "warmup": 3}
     report.add("operators", case.name, "seconds", "s", seconds(works, threads=THREADS, **rounds))
+
+
+def test_operator_floor(case: Case, report: Report) -> None:
+    """What the operator's products, or its inputs and gradients, would take at this machine's best.
+
+    Products at the rate of a large one (float32 on tensor cores where there are any); inputs read twice and gradients
+    written once, at the rate of a large copy.
+    """
+    work = case.variants["viv1t"](DEVICE, case.precision)
+    side, values = (8192, 2**30) if DEVICE == "cuda" else (2048, 2**27)
+    a, source = torch.randn(side, side, device=DEVICE).to(case.precision), torch.zeros(values, device=DEVICE)
+    target = torch.empty_like(source)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if DEVICE == "cuda" else "highest")
+    try:
+        best = seconds({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, repeats=10, threads=THREADS)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    products = case.flops * min(best["product"]) / (2 * side**3)
+    traffic = 3 * sum(leaf.nbytes for leaf in work.leaves) * min(best["copy"]) / (2 * source.nbytes)
+    report.add("operators", case.name, "floor_seconds", "s", {"viv1t": max(products, traffic)})
 
 
 def test_operator_peak_bytes(case: Case, report: Report) -> None:
