@@ -140,6 +140,17 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(previous)
 
 
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Has float32 multiplied on tensor cores, or not."""
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
+
+
 def _synchronize() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

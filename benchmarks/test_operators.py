@@ -23,7 +23,7 @@ from viv1t.kernels.reference.readout import readout as plain_readout
 
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
-from benchmarks.harness import DEVICE, Report, peak_bytes, seconds
+from benchmarks.harness import DEVICE, Report, float32_products, peak_bytes, seconds
 from viv1t.config import VivitConfig
 from viv1t.memory import available_bytes
 from viv1t.model.transformer import ParallelBlock
@@ -227,12 +227,8 @@ def test_operator_floor(case: Case, report: Report) -> None:
     side, values = (8192, 2**30) if DEVICE == "cuda" else (2048, 2**27)
     a, source = torch.randn(side, side, device=DEVICE).to(case.precision), torch.zeros(values, device=DEVICE)
     target = torch.empty_like(source)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if DEVICE == "cuda" else "highest")
-    try:
+    with float32_products(tf32=DEVICE == "cuda"):
         best = seconds({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, repeats=10, threads=THREADS)
-    finally:
-        torch.set_float32_matmul_precision(before)
     products = case.flops * min(best["product"]) / (2 * side**3)
     traffic = 3 * sum(leaf.nbytes for leaf in work.leaves) * min(best["copy"]) / (2 * source.nbytes)
     report.add("operators", case.name, "floor_seconds", "s", {"viv1t": max(products, traffic)})

@@ -5,8 +5,8 @@ All variants have the same weights and see the same trials, on the GPU where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.baseline.model import PlainViV1T
-from benchmarks.harness import DEVICE, Report, Work, peak_bytes, seconds
+from benchmarks.harness import DEVICE, Report, Work, float32_products, peak_bytes, seconds
 from benchmarks.published import Published
 from viv1t.config import RunConfig
 from viv1t.memory import available_bytes
@@ -53,15 +53,9 @@ class Size:
         """Whether float32 is multiplied on tensor cores."""
         return self.config.train.precision == "tf32" and self.device == "cuda"
 
-    @contextmanager
-    def products(self) -> Iterator[None]:
+    def products(self) -> AbstractContextManager[None]:
         """Has float32 multiplied as asked for."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        return float32_products(self.tf32)
 
     def batch(self) -> Batch:
         generator = torch.Generator().manual_seed(1)
