@@ -19,7 +19,7 @@ from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.synthetic import Size, synthesize
 from viv1t.memory import available_bytes
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train.checkpoint import module_entries, write_checkpoint
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.trainer import Trainer, new_model

@@ -26,7 +26,7 @@ from benchmarks.baseline.core import Unfold, attend
 from benchmarks.harness import DEVICE, Report, float32_products, peak_bytes, seconds
 from viv1t.config import VivitConfig
 from viv1t.memory import available_bytes
-from viv1t.model.transformer import ParallelBlock
+from viv1t.model.layers.blocks import ParallelBlock
 
 THREADS = 2
 TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)

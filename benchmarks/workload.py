@@ -19,7 +19,7 @@ from benchmarks.published import Published
 from viv1t.config import RunConfig
 from viv1t.memory import available_bytes
 from viv1t.model.published import to_published
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T, build_model
 from viv1t.types import Batch
 
 MOUSE, TRAIN_TRIALS, THREADS = "F", 400, 2

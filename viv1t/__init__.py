@@ -15,7 +15,7 @@ def load_model(run_folder, device="cpu"):  # type: ignore[no-untyped-def]
         device: where to put it.
 
     Returns:
-        A `viv1t.model.viv1t.ViV1T`: `model(video, mouse_id=..., behavior=..., pupil_center=...)` gives (B, N, t).
+        A `viv1t.model.twin.ViV1T`: `model(video, mouse_id=..., behavior=..., pupil_center=...)` gives (B, N, t).
 
     Raises:
         viv1t.errors.CheckpointError: no run there, or its checkpoint is damaged or does not fit its options.

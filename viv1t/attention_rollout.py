@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
-from viv1t.model.transformer import ParallelBlock, SequentialBlock, Transformer, split_heads
-from viv1t.model.viv1t import ViV1T
-from viv1t.model.vivit import Vivit
+from viv1t.model.cores.vivit import Vivit
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, Transformer, split_heads
+from viv1t.model.twin import ViV1T
 
 _VALUES = 8_000_000  # attention weights in memory at a time
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.safe_yaml import read_yaml
 from viv1t.scores import Scores, ScoresAccumulator
 from viv1t.train.ensemble import check_fit

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from viv1t.data.loader import Recordings
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.prediction import TrialPrediction
 from viv1t.train.validate import check_every_frame, check_length, ensemble_prediction
 from viv1t.types import MAX_FRAMES

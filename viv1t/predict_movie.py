@@ -13,7 +13,7 @@ from viv1t.data.device import MovieTransform
 from viv1t.data.loader import Recordings
 from viv1t.data.transform import Transform
 from viv1t.errors import DataError
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train.validate import check_every_frame, ensemble_prediction
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
 

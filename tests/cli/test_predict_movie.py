@@ -18,7 +18,7 @@ from small_videos import moving_pattern, write_video
 from viv1t.cli.predict import main
 from viv1t.data.loader import Recordings
 from viv1t.errors import DataError
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.plot.movie import MovieSummary, movie_responses, raster
 from viv1t.predict_movie import Joint, Windows, known_frames, predict_movie, state_of
 from viv1t.train.ensemble import open_ensemble

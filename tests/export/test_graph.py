@@ -13,7 +13,7 @@ import torch
 from viv1t.export.core import largest_divisor
 from viv1t.export.graph import GraphCore, GraphModel, GraphReadout
 from viv1t.export.program import OPSET, save, to_onnx
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.onnx_model import open_session, run_session
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "model"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from viv1t.model.dropout import Dropout
+from viv1t.model.layers.dropout import Dropout
 
 
 @pytest.mark.parametrize("rate", [0.0592, 0.358, 0.9])

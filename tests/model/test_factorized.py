@@ -8,7 +8,7 @@ from small_models import FRAME, small_inputs, small_model
 from torch import Tensor
 
 from viv1t.errors import ConfigError
-from viv1t.model.factorized import FactorizedBaseline, FactorizedLayer, pixel_positions, with_differences
+from viv1t.model.cores.factorized import FactorizedBaseline, FactorizedLayer, pixel_positions, with_differences
 
 
 def core(**options: object) -> FactorizedBaseline:

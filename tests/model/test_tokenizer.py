@@ -9,7 +9,7 @@ from small_models import small_core, small_inputs
 from torch import nn
 
 from viv1t.errors import ConfigError
-from viv1t.model.tokenizer import Tokenizer, sinusoidal_positions
+from viv1t.model.layers.tokenizer import Tokenizer, sinusoidal_positions
 
 
 def test_patches_are_never_written_out() -> None:

@@ -8,8 +8,8 @@ from small_models import small_core
 from torch import Tensor, nn
 from viv1t.kernels import parallel_block_cpu
 
-from viv1t.model import transformer
-from viv1t.model.transformer import Activation, DropPath, PositionGenerator, Transformer, most_square_grid
+from viv1t.model.layers import blocks as transformer
+from viv1t.model.layers.blocks import Activation, DropPath, PositionGenerator, Transformer, most_square_grid
 
 BLOCKS = {"parallel": {"core_parallel_attention": True}, "sequential": {"core_parallel_attention": False}}
 SHAPE = (2, 6, 12, 8)  # B, t, P, D

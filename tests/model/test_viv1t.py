@@ -13,8 +13,8 @@ from torch import Tensor
 
 from viv1t.config import FactorizedBaselineConfig, Gaussian2dConfig, ShifterConfig, VivitConfig
 from viv1t.errors import ConfigError
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
-from viv1t.model.vivit import Vivit
+from viv1t.model.cores.vivit import Vivit
+from viv1t.model.twin import Neurons, ViV1T, build_model
 
 CORES = ("vivit", "factorized_baseline")
 # Values that differ from those of the small models, for every option of the core, the readout and the shifter.

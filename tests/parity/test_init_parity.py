@@ -12,7 +12,7 @@ from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.model.published import published_names, to_published
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T, build_model
 
 CASES = (
     "vivit_parallel_default",

@@ -21,7 +21,7 @@ from viv1t.criterion import criterion
 from viv1t.model.critic import Critic
 from viv1t.model.published import from_published, published_names, to_published
 from viv1t.model.readout import normalized_coordinates
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T, build_model
 
 
 def case_names(slow: tuple[str, ...] = (), having: tuple[str, str] | None = None) -> list[Any]:

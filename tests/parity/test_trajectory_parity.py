@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from viv1t.config import RunConfig
 from viv1t.metrics import single_trial_correlation
 from viv1t.model.published import from_published, published_names, to_published
-from viv1t.model.viv1t import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T, build_model
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.step import Step
 from viv1t.types import Batch

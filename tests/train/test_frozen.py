@@ -14,7 +14,7 @@ from viv1t.cli.evaluate import main as evaluate
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train import frozen
 from viv1t.train.distributed import Ranks
 from viv1t.train.frozen import CoreOutputs

@@ -38,8 +38,8 @@ def test_fused_and_plain_training_reach_the_same_correlation(tmp_path: Path, mon
     scores: dict[str, list[float]] = {"fused": [], "plain": []}
     for way, reached in scores.items():
         if way == "plain":
-            monkeypatch.setattr("viv1t.model.transformer.parallel_block", plain_block)
-            monkeypatch.setattr("viv1t.model.tokenizer.patch_embed", patch_embed)
+            monkeypatch.setattr("viv1t.model.layers.blocks.parallel_block", plain_block)
+            monkeypatch.setattr("viv1t.model.layers.tokenizer.patch_embed", patch_embed)
             monkeypatch.setattr("viv1t.model.readout.readout", readout)
         for seed in range(3):
             folder = tmp_path / f"{way}{seed}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.model.transformer import ParallelBlock, SequentialBlock
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:

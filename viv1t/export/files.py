@@ -25,7 +25,7 @@ from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
 from viv1t.files import replacing
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.onnx_model import FORMAT, InputTransform
 from viv1t.train.ensemble import data_config, load_models, open_recordings
 from viv1t.train.run_folder import RunFolder

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from viv1t.export.blocks import GraphParallelBlock, GraphSequentialBlock
 from viv1t.export.core import GraphGru, GraphTokenizer, GraphTransformer
 from viv1t.export.readout import GraphFactorizedReadout, GraphGaussian2d
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, Transformer
+from viv1t.model.layers.tokenizer import Tokenizer
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout
-from viv1t.model.tokenizer import Tokenizer
-from viv1t.model.transformer import ParallelBlock, SequentialBlock, Transformer
-from viv1t.model.viv1t import ViV1T, module_key
+from viv1t.model.twin import ViV1T, module_key
 
 # None of these uses the engine's own operators, which ONNX does not know.
 _FORMS: dict[type[nn.Module], Callable[..., nn.Module]] = {

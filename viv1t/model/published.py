@@ -15,10 +15,10 @@ from torch import Tensor
 
 from viv1t.config import MlpModulatorConfig, VivitConfig
 from viv1t.errors import CheckpointError
-from viv1t.model.factorized import FactorizedBaseline
+from viv1t.model.cores.factorized import FactorizedBaseline
+from viv1t.model.cores.vivit import Vivit
 from viv1t.model.readout import FactorizedReadout
-from viv1t.model.viv1t import ViV1T
-from viv1t.model.vivit import Vivit
+from viv1t.model.twin import ViV1T
 
 Rules = tuple[tuple[str, str], ...]
 

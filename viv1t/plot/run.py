@@ -12,9 +12,9 @@ import torch
 from viv1t.attention_rollout import attention_rollout
 from viv1t.data.loader import Recordings
 from viv1t.metrics import CorrelationAccumulator
+from viv1t.model.cores.vivit import Vivit
 from viv1t.model.readout import Gaussian2dReadout
-from viv1t.model.viv1t import ViV1T, module_key
-from viv1t.model.vivit import Vivit
+from viv1t.model.twin import ViV1T, module_key
 from viv1t.plot.attention import attention_film_strip
 from viv1t.plot.positions import readout_positions
 from viv1t.plot.responses import correlation_by_neuron, response_traces

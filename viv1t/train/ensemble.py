@@ -11,7 +11,7 @@ import torch
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError, DataError
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train.run_folder import RunFolder
 
 

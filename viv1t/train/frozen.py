@@ -12,7 +12,7 @@ from torch import Tensor
 
 from viv1t.data.loader import Recordings
 from viv1t.memory import available_bytes
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.progress import Progress
 from viv1t.train.validate import check_length
 from viv1t.types import MAX_FRAMES, Batch

@@ -17,7 +17,7 @@ from viv1t.config import RunConfig
 from viv1t.criterion import criterion_scale, unscaled_criterion
 from viv1t.errors import DataError, TrainingError
 from viv1t.model.critic import Critic
-from viv1t.model.viv1t import MouseModules, ViV1T, module_key, read_out
+from viv1t.model.twin import MouseModules, ViV1T, module_key, read_out
 from viv1t.types import MAX_FRAMES, Batch
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from viv1t.config import CriticConfig, RunConfig
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 
 
 def build_optimizer(model: ViV1T, config: RunConfig, critic: nn.Module | None = None) -> torch.optim.AdamW:

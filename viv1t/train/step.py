@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from viv1t.config import DataConfig, RunConfig
 from viv1t.errors import TrainingError
 from viv1t.memory import peak_added_bytes
+from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.critic import Critic
-from viv1t.model.factorized import FactorizedBaseline
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train.distributed import Ranks
 from viv1t.train.objective import Objective
 from viv1t.types import MAX_FRAMES, Batch

@@ -24,7 +24,7 @@ from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, T
 from viv1t.files import remove_leftovers, write_text
 from viv1t.memory import available_bytes, can_measure
 from viv1t.model.critic import Critic, check_size
-from viv1t.model.viv1t import module_key
+from viv1t.model.twin import module_key
 from viv1t.progress import Progress, duration
 from viv1t.train.checkpoint import (
     Progressed,

@@ -14,7 +14,7 @@ from viv1t.criterion import criterion
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
-from viv1t.model.viv1t import ViV1T
+from viv1t.model.twin import ViV1T
 from viv1t.train.distributed import Ranks
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
 

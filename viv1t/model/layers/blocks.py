@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from viv1t.config import VivitConfig
 from viv1t.kernels.attention import attention
 from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, parallel_block
-from viv1t.model.dropout import Dropout
+from viv1t.model.layers.dropout import Dropout
 
 # Values of a block's widest intermediate that are in memory at a time off CUDA: sequences are independent, so a block
 # takes them in groups that stay in cache.

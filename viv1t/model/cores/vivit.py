@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
-from viv1t.model.tokenizer import Tokenizer
-from viv1t.model.transformer import Transformer, most_square_grid
+from viv1t.model.layers.blocks import Transformer, most_square_grid
+from viv1t.model.layers.tokenizer import Tokenizer
 from viv1t.types import MAX_FRAMES
 
 # behavior mode -> (channels joined to the video, variables encoded in blocks)

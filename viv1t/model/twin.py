@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig, ReadoutConfig, RunConfig, VivitConfig
 from viv1t.errors import ConfigError
-from viv1t.model.factorized import FactorizedBaseline
+from viv1t.model.cores.factorized import FactorizedBaseline
+from viv1t.model.cores.vivit import Vivit
 from viv1t.model.modulator import build_modulator
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout
 from viv1t.model.shifter import Shifter
-from viv1t.model.vivit import Vivit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.kernels.patch_embed import patch_embed
 from viv1t.kernels.reference.patch_embed import patch_convolution
-from viv1t.model.dropout import Dropout
+from viv1t.model.layers.dropout import Dropout
 from viv1t.types import MAX_FRAMES
 
 
