@@ -8,7 +8,7 @@ read, written back with their values.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -132,29 +132,65 @@ def published_constants(model: ViV1T) -> dict[str, Tensor]:
 def check_entries(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, optional: Mapping[str, Tensor]
 ) -> None:
-    """Raises a CheckpointError that lists every missing, surplus and misshaped entry."""
+    """Raises a CheckpointError that lists every missing, surplus, misshaped, mistyped and not finite entry."""
     missing = sorted(set(expected) - set(found))
     surplus = sorted(set(found) - set(expected) - set(optional))
+    common = sorted(set(expected) & set(found))
     misshaped = [
         f"{k}: expected {tuple(expected[k].shape)}, found {tuple(found[k].shape)}"
-        for k in sorted(set(expected) & set(found))
+        for k in common
         if expected[k].shape != found[k].shape
     ]
-    lists = (("missing", missing), ("surplus", surplus), ("misshaped", misshaped))
+    mistyped = [f"{k}: {found[k].dtype}" for k in common if _kind(expected[k]) != _kind(found[k])]
+    # As they are computed with: a double may be finite where its float is not.
+    broken = [k for k in common if _kind(found[k]) == "real" and not found[k].to(expected[k].dtype).isfinite().all()]
+    lists = (
+        ("missing", missing), ("surplus", surplus), ("misshaped", misshaped), ("mistyped", mistyped),
+        ("with values that are not finite", broken),
+    )  # fmt: skip
     report = "".join(f"\n  {name} ({len(keys)}): {'; '.join(keys)}" for name, keys in lists if keys)
     if report:
         raise CheckpointError(f"{where} does not fit the model that its options describe:{report}")
 
 
+def _kind(value: Tensor) -> str:
+    if value.is_complex():
+        return "complex"
+    return "real" if value.is_floating_point() else "whole"
+
+
+# What PyTorch puts into the names when a model is compiled, or wrapped for several devices.
+_WRAPPERS = ("module", "_orig_mod")
+
+
+def _unwrapped(state: Mapping[str, Tensor], known: Container[str], where: str) -> dict[str, Tensor]:
+    """The state by the names that the model has, where it was saved from a wrapped model or a wrapped part."""
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        leading = next((i for i, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
+        # A mouse may be called `module`: names are taken as they are where they fit.
+        names = (key, ".".join(parts[leading:]), ".".join(p for p in parts if p not in _WRAPPERS))
+        name = next((n for n in names if n in known), key)
+        if name in result:
+            raise CheckpointError(f"{where}: {name} is there twice, once as {key}")
+        result[name] = value
+    return result
+
+
 def from_published(model: ViV1T, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Our state from a published `model` mapping; `where` names the file in errors.
 
+    Names may have the prefixes `module.` and `_orig_mod.` of models that were wrapped when they were saved.
+
     Raises:
-        CheckpointError: entries are missing, surplus or misshaped; lists them.
+        CheckpointError: entries are missing, surplus, misshaped, or not of finite numbers; lists them.
     """
     names = published_names(model)
     ours = model.state_dict()
-    check_entries({names[k]: v for k, v in ours.items()}, state, where, published_constants(model))
+    constants = published_constants(model)
+    state = _unwrapped(state, {*names.values(), *constants}, where)
+    check_entries({names[k]: v for k, v in ours.items()}, state, where, constants)
     return {key: state[names[key]] for key in ours}
 
 

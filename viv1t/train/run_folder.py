@@ -6,15 +6,12 @@ import contextlib
 import fcntl
 import os
 import shutil
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.errors import CheckpointError, ConfigError
@@ -23,6 +20,7 @@ from viv1t.model.published import check_entries, from_published, to_published
 from viv1t.model.twin import Neurons, ViV1T, build_model
 from viv1t.safe_yaml import read_yaml
 from viv1t.train.checkpoint import read_checkpoint
+from viv1t.train.published_file import read_published
 from viv1t.types import MAX_FRAMES
 
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
@@ -243,29 +241,6 @@ def _shapes(args: Mapping[str, Any], where: Path) -> tuple[dict[str, Neurons], t
             f"{where}: input_shapes (video: [1, T, H, W]) and output_shapes (mouse: [N, T]) are needed"
         ) from error
     return mice, (height, width)
-
-
-def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The `model` mapping of a published checkpoint and its numbers, read without running anything in it.
-
-    Raises:
-        CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(info.file_size for info in archive.infolist())
-            if unpacked > path.stat().st_size:  # PyTorch stores tensors as they are
-                raise ValueError(f"it would unpack to {unpacked} bytes")
-        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not readable as a checkpoint of tensors ({reason[:200]})") from error
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in model.items()):
-        raise CheckpointError(f"{path}: a mapping with an entry 'model' of named tensors was expected")
-    return model, {key: value for key, value in content.items() if isinstance(value, int | float)}
 
 
 def save_published(run: RunFolder, out: Path) -> Path:
