@@ -44,6 +44,7 @@ def write_video(
     *,
     rate: Fraction | int = 30,
     milliseconds: Sequence[int] | None = None,
+    stamps: Sequence[int] | None = None,
     pixel_format: str = "yuv420p",
     full_range: bool = True,
     chroma: int = 128,
@@ -54,6 +55,7 @@ def write_video(
 
     Args:
         milliseconds: when frames are shown; None for a constant `rate`.
+        stamps: likewise in periods of `rate`; None for 0, 1, 2 and so on.
         chroma: of every pixel: 128 is grey.
         rotation: degrees counterclockwise by which players turn the frames.
         aspect: width of a pixel divided by its height.
@@ -80,7 +82,7 @@ def write_video(
                 if number == 0:
                     rows[:, : frame.shape[1]] = frame
                 plane.update(rows)
-            picture.pts = index if milliseconds is None else milliseconds[index]
+            picture.pts = (milliseconds or stamps or range(len(luma)))[index]
             picture.time_base = time_base
             picture.color_range = 2 if full_range else 1
             container.mux(stream.encode(picture))

@@ -124,7 +124,7 @@ class SessionCheck:
             known = {session.file(variable, trial).name for trial in session.tiers}
             kinds = (".npy", *TRIAL_SUFFIXES) if variable == "video" else (".npy",)
             files = (session.path / "data" / folder).glob("*.*")
-            extra = sorted(p.name for p in files if p.suffix in kinds and p.name not in known)
+            extra = sorted(p.name for p in files if p.suffix.lower() in kinds and p.name not in known)
             if extra:
                 more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
                 what = f"data/{folder} holds files of no trial: {', '.join(extra[:3])}{more}"

@@ -62,6 +62,10 @@ def obstacle(info: VideoInfo, device: torch.device) -> str:
         return f"it does not decode {codec} on the {'CPU' if on_cpu else 'GPU'}"
     if info.pixel_format not in ("yuv420p", "yuvj420p"):
         return f"the pixel format is {info.pixel_format}, and it decodes 8-bit 4:2:0 only"
+    if info.start is None:
+        return "the file does not say when its frames are shown"
+    if info.cuts:
+        return "the video is cut by an edit list"
     if info.interlaced:
         return "the video is interlaced"
     if on_cpu and not info.full_range:

@@ -18,6 +18,7 @@ from viv1t.types import FRAME_RATE
 FITS = ("crop", "pad", "stretch")
 BACKGROUND = 127.0  # grey level around frames that are padded
 _PIECE = 300  # frames that a still is handed out in, at most
+_BLOCK = 10 << 20  # pixels that are converted at once: all of a frame up to 4K
 
 
 def tick(time: float) -> int:
@@ -87,6 +88,7 @@ class Resize:
         full_range: whether luma is 0 to 2^bits - 1, not 16 to 235 times 2^(bits - 8).
         pixel_aspect: width of a luma pixel divided by its height; those of the result are square.
         rotation: degrees, a multiple of 90, by which frames are turned counterclockwise first.
+        mirrored: whether left and right are exchanged before that.
         device: where the luma lies.
 
     Raises:
@@ -103,11 +105,12 @@ class Resize:
         full_range: bool = True,
         pixel_aspect: float = 1.0,
         rotation: int = 0,
+        mirrored: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         if fit not in FITS:
             raise ConfigError(f"--fit must be one of {', '.join(FITS)}, not {fit}")
-        self.turns = rotation // 90
+        self.turns, self.mirrored = rotation // 90, mirrored
         if self.turns % 2:
             source, pixel_aspect = (source[1], source[0]), 1 / pixel_aspect
         height, width = source
@@ -131,14 +134,24 @@ class Resize:
 
     def __call__(self, luma: Tensor) -> Tensor:
         """(n, H, W) luma to (n, h, w) float32 grey levels of 0 to 255."""
+        luma = luma.flip(2) if self.mirrored else luma
         luma = luma.rot90(self.turns, (1, 2)) if self.turns else luma
-        frames = [self.rows @ frame.to(torch.float32).clamp_(self.low, self.high) @ self.columns.T for frame in luma]
+        frames = [self._reduced(frame) for frame in luma]
         out = torch.stack(frames) if frames else luma.new_empty((0, len(self.rows), len(self.columns)))
         if (self.low, self.high) != (0, 255):
             out = (out - self.low) * (255 / (self.high - self.low))
         if self.background is not None:
             out = out * self.inside + self.background
         return out.clamp_(0, 255)
+
+    def _reduced(self, frame: Tensor) -> Tensor:
+        """(H, W) luma to (h, w): rows first, some at a time where float32 copies of all would take much memory."""
+        step = max(1, _BLOCK // frame.shape[1])
+        out = torch.zeros(len(self.rows), frame.shape[1], device=frame.device)
+        for first in range(0, len(frame), step):
+            block = frame[first : first + step].to(torch.float32).clamp(self.low, self.high)
+            out += self.rows[:, first : first + step] @ block
+        return out @ self.columns.T
 
 
 def area_shares(pixels: int, start: float, stop: float, parts: int, out: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class Movie:
         self.decoder = "pyav" if self.reason else "dali"
         self._resize = Resize(
             info.size, frame_size, fit, bits=info.bits, full_range=info.full_range, pixel_aspect=info.pixel_aspect,
-            rotation=info.rotation, device=self.device,
+            rotation=info.rotation, mirrored=info.mirrored, device=self.device,
         )  # fmt: skip
         height, width = info.size
         self._chunk = max(1, min(64, CHUNK_BYTES // (height * width)))

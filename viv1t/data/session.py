@@ -2,7 +2,7 @@
 
 As recorded:
 
-    <session>/data/videos/<trial>.npy        (H, W, T); or <trial>.mp4 or .mkv, a frame for a frame
+    <session>/data/videos/<trial>.npy        (H, W, T); or a video such as <trial>.mp4, a frame for a frame
     <session>/data/responses/<trial>.npy     (N, T)
     <session>/data/behavior/<trial>.npy      (2, T)
     <session>/data/pupil_center/<trial>.npy  (2, T)
@@ -28,7 +28,8 @@ import numpy as np
 from viv1t.config import DataConfig
 from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
 from viv1t.data.npy import read_npy, read_stacked
-from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, map_array, read_array
+from viv1t.data.trial_video import array_header, map_array, read_array
+from viv1t.data.video import is_video
 from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
 
@@ -67,9 +68,15 @@ class Place:
         """Whether time comes before neurons or pixels in the file."""
         return self.index >= 0
 
-    def read(self) -> np.ndarray:
-        """The array in memory, (rows..., T), of the file's own type; raises as `read_npy`."""
-        return np.moveaxis(read_stacked(self.path, self.index), 0, -1) if self.frames_first else read_array(self.path)
+    def read(self, rows: tuple[int, ...] | None = None) -> np.ndarray:
+        """The array in memory, (rows..., T), of the file's own type; raises as `read_npy`, as does a video of others.
+
+        Args:
+            rows: the axes other than time that a video must have; None for any.
+        """
+        if self.frames_first:
+            return np.moveaxis(read_stacked(self.path, self.index), 0, -1)
+        return read_array(self.path, None if rows is None else (*rows, self.frames))
 
     def map(self) -> np.ndarray:
         """The same array mapped from the file, for reading a small part of it; raises as `read_npy`."""
@@ -162,7 +169,7 @@ class Session(ABC):
             DataError: the file is missing, damaged, of another shape, or NaN or infinite before the trial's end.
         """
         duration, place, rows = self.duration(trial), self.place(variable, trial), self.rows(variable)
-        array = self._checked(lambda _: place.read(), variable, trial)
+        array = self._checked(lambda _: place.read(rows), variable, trial)
         if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
             expected = f"expected {(*rows, place.frames)} numbers"
             if variable == "response" and array.ndim == 2 and array.shape[0] != rows[0]:
@@ -249,7 +256,9 @@ class RawSession(Session):
         names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
         if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
             logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
-        return cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+        session = cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+        _ = session._videos  # two movies of one trial are refused at once
+        return session
 
     def file(self, variable: str, trial: int) -> Path:
         """Where a trial's `variable` (video, response, behavior, pupil_center) lies."""
@@ -261,8 +270,18 @@ class RawSession(Session):
     def _videos(self) -> dict[int, Path]:
         """The movies that are video files; an array of the same trial goes first."""
         folder = self.path / "data" / FOLDERS["video"]
-        files = [f for f in sorted(folder.glob("*.*")) if f.suffix in TRIAL_SUFFIXES and f.stem.isdecimal()]
-        return {int(f.stem): f for f in files if not f.with_suffix(".npy").exists()}
+        found: dict[int, Path] = {}
+        for file in sorted(f for f in folder.glob("*.*") if is_video(f) and f.stem.isdecimal()):
+            trial = int(file.stem)
+            if (folder / f"{trial}.npy").exists():
+                continue
+            if trial in found and self.tiers.get(trial) in TIERS:
+                raise DataError(
+                    f"mouse {self.mouse.id}: data/videos holds {found[trial].name} and {file.name}, both of trial "
+                    f"{trial}; keep the one that was shown"
+                )
+            found[trial] = file
+        return found
 
     @property
     def has_videos(self) -> bool:

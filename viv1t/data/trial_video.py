@@ -19,11 +19,12 @@ from time import perf_counter
 import numpy as np
 
 from viv1t.data.npy import NpyHeader, map_npy, read_header, read_npy
-from viv1t.data.video import VideoInfo, decode, is_video, probe, require_av
+from viv1t.data.video import SUFFIXES, VideoInfo, decode, is_video, probe, require_av
 from viv1t.errors import DataError
 from viv1t.types import FRAME_RATE
 
-TRIAL_SUFFIXES = (".mp4", ".mkv")
+TRIAL_SUFFIXES = SUFFIXES
+LARGEST_TRIAL = 256 << 20  # bytes of grey levels in memory
 SMALLEST = 144  # pixels that NVDEC decodes, high and wide
 _COMMENT = "viv1t trial, {} x {} pixels"
 _OPTIONS = {
@@ -39,18 +40,20 @@ def array_header(path: Path) -> NpyHeader:
         OSError: the file cannot be read.
         ValueError: it is damaged; a DataError for a video.
     """
-    if not is_video(path):
-        return read_header(path)
-    info = probe(path)
-    return NpyHeader((*_frame_size(info), info.frames), False, np.dtype(np.uint8 if _is_exact(info) else np.float32), 0)
+    return _header(probe(path)) if is_video(path) else read_header(path)
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path, expected: tuple[int, ...] | None = None) -> np.ndarray:
     """A trial's array in memory, (H, W, T) grey levels of 0 to 255 for a video; raises as `array_header`.
 
-    Grey levels are uint8 where luma is, in full range, and float32 elsewhere.
+    Grey levels are uint8 where luma is, in full range, and float32 elsewhere. A frame that stands for several of the
+    camera's, as AVI files have it, is there as often.
+
+    Args:
+        path: of the file.
+        expected: the shape a video must have to be decoded at all; None for any.
     """
-    return _read_video(path) if is_video(path) else read_npy(path)
+    return _read_video(path, expected) if is_video(path) else read_npy(path)
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -129,33 +132,63 @@ def video_cost(paths: Sequence[Path], timed: int = 20) -> VideoCost:
     return VideoCost(size, arrays, frames / seconds["video"], frames / seconds["array"])
 
 
-def _read_video(path: Path) -> np.ndarray:
+def _header(info: VideoInfo) -> NpyHeader:
+    frames = info.frames if info.repeats is None else int(info.repeats.sum())
+    return NpyHeader((*_frame_size(info), frames), False, np.dtype(np.uint8 if _is_exact(info) else np.float32), 0)
+
+
+def _read_video(path: Path, expected: tuple[int, ...] | None = None) -> np.ndarray:
     info = probe(path)
-    height, width = _frame_size(info)
-    movie = np.stack([luma for _, luma in decode(info, threads=1)])
-    if len(movie) != info.frames:
-        raise DataError(f"{path}: has {info.frames} frames, but {len(movie)} can be decoded; copy the file anew")
-    if _is_exact(info):
-        movie = movie[:, :height, :width]
-    else:
+    header = _header(info)
+    height, width, frames = header.shape
+    if expected is not None and header.shape != expected:
+        raise DataError(
+            f"{path}: expected {_size(expected)}, but found {_size(header.shape)}; give the trial's own video, or set "
+            "its tier to 'none'"
+        )
+    if math.prod(header.shape) * header.dtype.itemsize > LARGEST_TRIAL:
+        raise DataError(
+            f"{path}: {_size(header.shape)} take more than {LARGEST_TRIAL >> 20} MiB; give the movie as the model sees "
+            "it, such as 36 x 64 pixels"
+        )
+    movie = np.empty((frames, height, width), header.dtype)
+    resize = None
+    if not _is_exact(info):
         import torch  # recordings are also read where there is no PyTorch
 
         from viv1t.data.frames import Resize
 
         resize = Resize(
-            info.size, (height, width), bits=info.bits, full_range=info.full_range, rotation=info.rotation
-        )  # of the same size: only the grey levels change
-        movie = resize(torch.from_numpy(movie.astype(np.float32))).numpy()
+            info.size, (height, width), bits=info.bits, full_range=info.full_range, rotation=info.rotation,
+            mirrored=info.mirrored,
+        )  # of the same size: only the grey levels change  # fmt: skip
+    decoded = index = 0
+    for _, luma in decode(info, threads=1):
+        count = 1 if info.repeats is None or decoded >= info.frames else int(info.repeats[decoded])
+        decoded += 1
+        if decoded > info.frames:
+            continue
+        if resize is None:
+            movie[index : index + count] = luma[:height, :width]
+        else:
+            movie[index : index + count] = resize(torch.from_numpy(luma.astype(np.float32))[None]).numpy()
+        index += count
+    if decoded != info.frames:
+        raise DataError(f"{path}: has {info.frames} frames, but {decoded} can be decoded; copy the file anew")
     return np.moveaxis(movie, 0, -1)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[-1]} frames of {shape[0]} x {shape[1]} pixels"
 
 
 def _frame_size(info: VideoInfo) -> tuple[int, int]:
     written = re.fullmatch(_COMMENT.format(r"(\d+)", r"(\d+)"), info.comment)
-    if written:
+    if written and info.upright:
         return min(int(written[1]), info.size[0]), min(int(written[2]), info.size[1])
-    return (info.size[1], info.size[0]) if info.rotation % 180 else info.size
+    return info.shown_size
 
 
 def _is_exact(info: VideoInfo) -> bool:
     """Whether luma is grey levels as they are."""
-    return info.has_luma and info.full_range and info.bits == 8 and not info.rotation
+    return info.has_luma and info.full_range and info.bits == 8 and info.upright

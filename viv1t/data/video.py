@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from viv1t.data.container import edit_list, is_cut_short
+from viv1t.data.timeline import Timeline, by_stamps, by_ticks, with_edits
 from viv1t.errors import DataError
 
 if TYPE_CHECKING:
     import av
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
+    ".ogv", ".mjpeg", ".mjpg",
+)  # fmt: skip
 LONGEST_STILL = 3600.0  # seconds between frames, above which time stamps are not believed
+LONGEST = 48 * 3600.0  # seconds of a film
+LARGEST = 8192 * 4320  # pixels of a frame
 
 _LUMA_FIRST = re.compile(r"(yuvj?a?4\d\dp|gray)(9|10|12|14|16)?(le)?|nv(12|16|21|24)|p(010|012|016|210|216)le")
 _RGB = {"rgb24", "bgr24", "rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr", "gbrp", "gbrap", "pal8"}
 _GREY = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue: ITU-R BT.601
 _FULL = 2  # FFmpeg's number for full range
+_THREAD_BYTES = 256 << 20  # of frames that threads decode at once
+_MOV, _AVI = "mov,mp4,m4a,3gp,3g2,mj2", "avi"  # FFmpeg's names
+# Formats of one file that holds its frames: none that names other files, or places in a network.
+_FORMATS = (
+    _MOV, "matroska,webm", _AVI, "mpeg", "mpegts", "mpegvideo", "asf", "flv", "live_flv", "ogg", "mjpeg", "m4v", "h264",
+    "hevc", "av1", "obu", "ivf", "nut", "mxf", "yuv4mpegpipe", "vc1", "dv", "wtv", "rm", "gif",
+)  # fmt: skip
+_OPTIONS = {
+    "format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file", "max_pixels": str(LARGEST),
+    "ignore_editlist": "1",  # it is applied here, exactly
+}  # fmt: skip
+_PLAYLISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD", b"[playlist]", b"v=0")
+_TURNS = {(1, 0, 0, 1): 0, (0, -1, 1, 0): 90, (-1, 0, 0, -1): 180, (0, 1, -1, 0): 270}
 
 
 @dataclass(frozen=True)
@@ -39,11 +60,15 @@ class VideoInfo:
         size: (H, W) of the frames as decoded, in pixels.
         pixel_aspect: width of a pixel divided by its height.
         rotation: by how many degrees frames are turned counterclockwise to be shown: 0, 90, 180 or 270.
+        mirrored: whether left and right are exchanged before that.
         interlaced: whether frames hold two fields; both are taken as one frame.
-        start: time stamp of the first frame in seconds; None where frames have none and keep a constant rate.
-        times: (frames,) float64, seconds after the first frame at which each is shown, ascending.
-        end: seconds after the first frame at which the last one ends.
+        start: time stamp of the first frame in seconds; None where the n-th frame shown is at the n-th of `times`.
+        times: (frames,) float64, seconds after the film's beginning at which each is shown, ascending.
+        end: seconds after the film's beginning at which the last one ends.
         comment: the container's comment, "" for none.
+        repeats: (frames,) for how many frames of a constant rate each stands, in AVI files whose camera dropped some;
+            None for one each.
+        cuts: of a film with an edit list, what `Timeline` says of its parts.
     """
 
     path: Path
@@ -59,6 +84,19 @@ class VideoInfo:
     times: np.ndarray
     end: float
     comment: str
+    mirrored: bool = False
+    repeats: np.ndarray | None = None
+    cuts: tuple[dict[int, float], ...] = ()
+
+    @property
+    def upright(self) -> bool:
+        """Whether frames are shown as they are decoded, neither turned nor mirrored."""
+        return not self.rotation and not self.mirrored
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(H, W) of the frames as shown, in pixels."""
+        return (self.size[1], self.size[0]) if self.rotation % 180 else self.size
 
     @property
     def has_luma(self) -> bool:
@@ -93,47 +131,45 @@ def probe(path: Path) -> VideoInfo:
     """Reads a video's headers, the time stamps of all its packets, and its first frame.
 
     Raises:
-        DataError: the file is missing, empty, no video, truncated, or of a kind that cannot be decoded.
+        DataError: the file is missing, empty, no video, truncated, too large, or of a kind that cannot be decoded.
     """
-    stamps: list[int | None] = []
-    durations: list[int] = []
-    count = 0
+    packets: list[tuple[int | None, int | None, int]] = []  # presented, decoded, duration
     first: av.VideoFrame | None = None
     with opened(path, threads=1) as (container, stream):
+        kind = container.format.name
+        promised = sum(entry.size > 0 for entry in stream.index_entries) if kind in (_MOV, _AVI) else 0
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise DataError(f"{path}: damaged after {count} frames; copy or convert the file anew")
-            if packet.size and not packet.is_discard:
-                stamps.append(packet.pts)
-                durations.append(packet.duration or 0)
-            count += bool(packet.size)
+                raise DataError(f"{path}: damaged after {len(packets)} frames; copy or convert the file anew")
+            if packet.size:
+                packets.append((packet.pts, packet.dts, packet.duration or 0))
             if first is None:
                 first = next(iter(packet.decode()), None)
         if first is None:
             raise DataError(f"{path}: holds no frame; make the file anew")
-        rate = float(stream.average_rate or stream.guessed_rate or 30)
-        start, times, end = _times(stamps, durations, float(stream.time_base or 0), rate)
-        _check_times(path, times)
-        _check_complete(path, stream, count, (start or 0) + end)
-        name = first.format.name
-        bits = _check_format(path, first)
-        rotation = round(float(first.rotation)) % 360
-        if rotation % 90:
-            raise DataError(f"{path}: is to be turned by {rotation} degrees; convert it to upright frames")
+        line = _timeline(path, kind, stream, packets)
+        _check_complete(path, kind, stream, len(packets), promised, (line.start or 0) + line.end)
+        if kind == _MOV:
+            line = with_edits(line, [p[0] for p in packets], edit_list(path, stream.id), float(stream.time_base or 0))
+        _check_times(path, line)
+        rotation, mirrored = orientation(path, first)
         return VideoInfo(
             path=path,
             codec=stream.codec_context.name,
-            pixel_format=name,
-            bits=bits,
+            pixel_format=first.format.name,
+            bits=_check_format(path, first),
             full_range=_is_full_range(first),
             size=(first.height, first.width),
             pixel_aspect=float(stream.sample_aspect_ratio or 1),
             rotation=rotation,
             interlaced=bool(first.interlaced_frame),
-            start=start,
-            times=times,
-            end=end,
+            start=line.start,
+            times=line.times,
+            end=line.end,
             comment=container.metadata.get("comment", container.metadata.get("COMMENT", "")),
+            mirrored=mirrored,
+            repeats=line.repeats if (line.repeats > 1).any() else None,
+            cuts=line.cuts,
         )
 
 
@@ -145,13 +181,23 @@ def decode(info: VideoInfo, threads: int = 0) -> Iterator[tuple[float, np.ndarra
         threads: of the decoder; 0 for as many as it likes.
 
     Yields:
-        Seconds after the first frame, and (H, W) luma as decoded, uint8 or uint16 in native order; of formats that
+        Seconds after the film's beginning, and (H, W) luma as decoded, uint8 or uint16 in native order; of formats that
         have no luma, float32 grey levels of 0 to 255 made of red, green and blue.
 
     Raises:
-        DataError: the file is damaged, or its frames change their size or format.
+        DataError: the file is damaged, or its frames change their size or format, or how they are turned.
     """
+    time = 0.0
+    for cut in info.cuts or (None,):
+        for time, frame in _decode_part(info, cut, threads):
+            yield time, _luma(frame, info.bits)
+    check_end(info, time)
+
+
+def _decode_part(info: VideoInfo, cut: dict[int, float] | None, threads: int) -> Iterator[tuple[float, av.VideoFrame]]:
+    """All frames, or those of a part, in the order they are shown, with their times."""
     time, index = 0.0, 0
+    last = max(cut) if cut else 0
     with opened(info.path, threads) as (container, stream):
         frames = container.decode(stream)
         while (frame := _next(info.path, frames, time)) is not None:
@@ -162,13 +208,20 @@ def decode(info: VideoInfo, threads: int = 0) -> Iterator[tuple[float, np.ndarra
                     f"{info.path}: frames change after {time:.2f} s from {_kind(info.pixel_format, info.size)} to "
                     f"{_kind(frame.format.name, (frame.height, frame.width))}; convert it to one size and format"
                 )
-            if info.start is None or frame.time is None:
+            if orientation(info.path, frame) != (info.rotation, info.mirrored):
+                raise DataError(f"{info.path}: frames are turned otherwise after {time:.2f} s; convert it anew")
+            if cut is not None:
+                if frame.pts not in cut:
+                    if frame.pts is not None and frame.pts > last:
+                        return
+                    continue
+                time = cut[frame.pts]
+            elif info.start is None or frame.time is None:
                 time = float(info.times[min(index, info.frames - 1)])
             else:
                 time = float(frame.time) - info.start
             index += 1
-            yield time, _luma(frame, info.bits)
-    check_end(info, time)
+            yield time, frame
 
 
 def check_end(info: VideoInfo, time: float) -> None:
@@ -189,9 +242,10 @@ def opened(path: Path, threads: int) -> Iterator[tuple[av.container.InputContain
     if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty; copy it anew")
     try:
-        container = av.open(str(path))
+        # Named as a file, or FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace")
     except av.FFmpegError as error:
-        raise DataError(f"{path}: not a video file, or damaged ({_reason(error)}); copy or convert it anew") from error
+        raise _unopened(path, error) from error
     with container:
         pictures = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & pictures]
@@ -201,13 +255,21 @@ def opened(path: Path, threads: int) -> Iterator[tuple[av.container.InputContain
         context = stream.codec_context
         if context is None or context.codec is None:
             raise DataError(f"{path}: its codec is unknown or cannot be decoded here; convert it to H.264 or VP9")
-        context.thread_count = threads
-        context.thread_type = "AUTO" if threads != 1 else "NONE"
-        context.options = {"err_detect": "explode"}  # damage is an error, not a guess
+        pixels = context.width * context.height
+        if pixels > LARGEST:
+            raise _too_large(path, f"{context.height} x {context.width} pixels")
+        most = max(1, min(16, _THREAD_BYTES // (3 * max(pixels, 1))))
+        context.thread_count = min(threads or os.cpu_count() or 1, most)
+        context.thread_type = "AUTO" if context.thread_count != 1 else "NONE"
+        # Damage is an error, not a guess.
+        context.options = {"err_detect": "explode", "max_pixels": str(LARGEST)}
         try:
             yield container, stream
         except av.FFmpegError as error:
-            raise DataError(f"{path}: damaged ({_reason(error)}); copy or convert the file anew") from error
+            why = _reason(error)
+            if not context.width:  # FFmpeg forgets a size above `max_pixels`
+                why += f", or frames of more than the {LARGEST:,} pixels that are taken"
+            raise DataError(f"{path}: damaged ({why}); copy or convert the file anew") from error
 
 
 def _next(path: Path, frames: Iterator[av.VideoFrame], time: float) -> av.VideoFrame | None:
@@ -220,39 +282,83 @@ def _next(path: Path, frames: Iterator[av.VideoFrame], time: float) -> av.VideoF
         ) from error
 
 
-def _times(
-    stamps: list[int | None], durations: list[int], time_base: float, rate: float
-) -> tuple[float | None, np.ndarray, float]:
-    """Time stamp of the first frame, and seconds after it at which frames are shown and at which the last one ends."""
-    known = [s for s in stamps if s is not None]
-    if len(known) < len(stamps):  # some containers do not say: a constant rate, then
-        return None, np.arange(len(stamps)) / rate, len(stamps) / rate
-    order = np.argsort(known, kind="stable")
-    times = np.array(known, np.float64)[order] * time_base
-    last = durations[order[-1]] * time_base
-    if last <= 0:
-        last = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
-    return float(times[0]), times - times[0], float(times[-1] - times[0] + last)
+def _unopened(path: Path, error: Exception) -> DataError:
+    with open(path, "rb") as file:
+        beginning = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if beginning.startswith(_PLAYLISTS):
+        return DataError(f"{path}: is a list of other files, which is not followed; give the video itself")
+    return DataError(f"{path}: not a video file, or damaged ({_reason(error)}); copy or convert it anew")
 
 
-def _check_times(path: Path, times: np.ndarray) -> None:
-    gaps = np.diff(times)
-    if gaps.size and gaps.max() > LONGEST_STILL:
-        at = float(times[gaps.argmax()])
+def _too_large(path: Path, found: str) -> DataError:
+    return DataError(f"{path}: frames of {found}, at most {LARGEST:,} pixels are taken; convert it to smaller ones")
+
+
+def _timeline(
+    path: Path, kind: str, stream: av.VideoStream, packets: list[tuple[int | None, int | None, int]]
+) -> Timeline:
+    time_base = float(stream.time_base or 0)
+    rate = float(stream.average_rate or stream.guessed_rate or 30)
+    decoded = [dts for _, dts, _ in packets if dts is not None]
+    if kind == _AVI and len(decoded) == len(packets) and time_base:
+        return by_ticks(decoded, stream.duration or 0, time_base)
+    return by_stamps([pts for pts, _, _ in packets], [duration for _, _, duration in packets], time_base, rate)
+
+
+def _check_times(path: Path, line: Timeline) -> None:
+    if not len(line.times):
+        raise DataError(f"{path}: its edit list shows no frame; convert it anew")
+    gaps = np.diff(np.append(line.times, line.end))
+    if gaps.max() > LONGEST_STILL:
+        at = float(line.times[gaps.argmax()])
         raise DataError(
             f"{path}: time stamps are damaged: the frame at {at:.2f} s is shown for {gaps.max():.0f} s; convert it anew"
         )
+    if line.end > LONGEST:
+        raise DataError(f"{path}: lasts {line.end / 3600:.0f} hours, at most {LONGEST / 3600:.0f} are taken; cut it")
 
 
-def _check_complete(path: Path, stream: av.VideoStream, packets: int, end: float) -> None:
+def _check_complete(path: Path, kind: str, stream: av.VideoStream, packets: int, promised: int, end: float) -> None:
     """Whether the file holds what its headers promise."""
-    promised = stream.metadata.get("DURATION", "")
-    clock = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", promised)
+    if kind == _AVI:  # whose number of frames counts those that were dropped
+        promised = max(promised, stream.frames if is_cut_short(path) else 0)
+    elif stream.frames and not promised:
+        promised = stream.frames
+    duration = stream.metadata.get("DURATION", "")
+    clock = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", duration)
     frame = 1 / float(stream.average_rate or 10)
     short = clock and end < int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) - 2 * frame
-    if packets < stream.frames or short:
-        expected = f"{stream.frames} frames" if packets < stream.frames else promised
+    if packets < promised or short:
+        expected = f"{promised} frames" if packets < promised else duration
         raise DataError(f"{path}: truncated: {packets} frames are left of {expected}; copy the file anew")
+
+
+def orientation(path: Path, frame: av.VideoFrame) -> tuple[int, bool]:
+    """By how many degrees a frame is turned counterclockwise to be shown, and whether it is mirrored before that.
+
+    Raises:
+        DataError: its display matrix (ISO 14496-12, 6.2.2) is none of the eight that keep pixels pixels.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    matrix = np.frombuffer(bytes(data), "=i4")[:9].astype(np.float64) / 65536
+    scale = float(np.abs(matrix[[0, 1, 3, 4]]).max())
+    entries = matrix[[0, 1, 3, 4]] / (scale or 1)
+    a, b, c, d = np.rint(entries).astype(int).tolist()  # a pixel at (x, y) is shown at (a x + c y, b x + d y)
+    mirrored = a * d - b * c < 0
+    turn = _TURNS.get((-a, -b, c, d) if mirrored else (a, b, c, d))
+    if turn is None or np.abs(entries - (a, b, c, d)).max() > 1e-3 or matrix[2] or matrix[5] or matrix[8] <= 0:
+        a, b, c, d = matrix[[0, 1, 3, 4]]
+        if a == d and b == -c and scale:
+            angle = round(float(np.degrees(np.arctan2(c, a)))) % 360
+            raise DataError(f"{path}: is to be turned by {angle} degrees; convert it to upright frames")
+        words = ", ".join(f"{x:.4g}" for x in (a, b, c, d))
+        raise DataError(
+            f"{path}: its display matrix ({words}) does more than turning by right angles and mirroring; convert it to "
+            "upright frames"
+        )
+    return turn, mirrored
 
 
 def _check_format(path: Path, frame: av.VideoFrame) -> int:
