@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from rounding import allowed
 from torch import Tensor
 from viv1t.kernels.attention_settings import Norm, Settings
 from viv1t.kernels.reference.attention import attention
@@ -32,6 +33,12 @@ class Case:
     def norm_parameters(self) -> list[Tensor]:
         norms = (self.settings.q_norm, self.settings.k_norm)
         return [p for norm in norms if norm is not None for p in norm if p is not None]
+
+    def tolerance(self) -> float:
+        """What rounding may change in result, log-sum-exp and gradients, relative to their norms."""
+        s, length = self.settings, self.packed.shape[1]
+        norms = (s.inner, s.inner) if s.q_norm is not None else ()
+        return allowed(self.packed.dtype, *2 * (*norms, s.head_dim, length, length))  # forward and backward
 
     def expected(self) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Result, log-sum-exp and gradients (see `joined`), by the definition in float64."""

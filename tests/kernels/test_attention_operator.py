@@ -14,8 +14,6 @@ from viv1t.kernels import attention_cpu
 from viv1t.kernels.attention import attention
 from viv1t.kernels.reference.attention import attention as definition
 
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
-
 
 def operator_arguments(case: Case) -> tuple[Any, ...]:
     s = case.settings
@@ -72,7 +70,7 @@ def test_result_and_gradients_are_the_definition_s(
     monkeypatch.setattr(attention_cpu, "_GROUP_VALUES", group)
     case = make_case(dtype=dtype, **options)
     out, _, gradients = case.expected()
-    assert max(errors(run(case), [out, *gradients])) < TOLERANCE[dtype]
+    assert max(errors(run(case), [out, *gradients])) < case.tolerance()
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -96,7 +94,7 @@ def test_dropout_zeroes_the_result_and_its_gradient_alike(dtype: torch.dtype) ->
     plain = definition(packed, case.settings.heads, case.settings.head_dim, case.settings.scale)
     expected = torch.where(keep, plain / (1 - rate), 0.0)
     (gradient,) = torch.autograd.grad(expected, packed, case.grad.double())
-    assert max(errors(run(case), [expected.detach(), gradient])) < TOLERANCE[dtype]
+    assert max(errors(run(case), [expected.detach(), gradient])) < case.tolerance()
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from types import ModuleType
 
 import pytest
 import torch
 from patches import Size3
 from poison import poisoned_memory
+from rounding import allowed
 from torch import Tensor
 from viv1t.kernels import patch_embed, patch_embed_cpu
 
@@ -61,7 +63,8 @@ def test_kernels_are_the_convolution(
     expected = [f(patch_embed_cpu, wide) for f in (project, project_backward)]
     with poisoned_memory():
         ours = [f(patch_embed_triton, found) for f in (project, project_backward)]
-    tolerance = 2e-6 if dtype == torch.float32 else 2e-3
+    patches = ours[0][..., 0].numel()
+    tolerance = allowed(dtype, max(prod(size), patches))  # the patch's values, or the patches of the kernel's gradient
     for a, b in zip(ours, expected, strict=True):
         assert a.shape == b.shape
         assert a.isfinite().all()
