@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from viv1t.files import replacing
+from viv1t.errors import DataError
+from viv1t.files import replacing, write_text
 from viv1t.types import FRAME_RATE, Mouse
 
 Write = Callable[[np.ndarray], None]
@@ -54,3 +55,26 @@ def parquet_file(path: Path, mouse: Mouse, frames: int) -> Iterator[Write]:
             first += responses.shape[1]
 
         yield write
+
+
+@contextmanager
+def source_of(path: Path, movie: Path) -> Iterator[None]:
+    """Says beside responses which movie they are to, in a JSON file, once they are complete; keeps those to another.
+
+    Args:
+        path: of the responses, whatever its suffix.
+        movie: the video file. Those of one name in several folders or formats would write the same file.
+
+    Raises:
+        DataError: there are responses to another movie.
+    """
+    record = path.with_suffix(".json")
+    try:
+        other = json.loads(record.read_text(encoding="utf-8"))["movie"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of something else
+        other = None
+    written = [file for ending in (".npy", ".parquet") if (file := path.with_suffix(ending)).is_file()]
+    if written and other not in (None, str(movie.absolute())):
+        raise DataError(f"{written[0]}: holds responses to {other}; give another --output_dir, or rename the movie")
+    yield
+    write_text(record, json.dumps({"movie": str(movie.absolute())}) + "\n")

@@ -260,6 +260,29 @@ def test_states_from_files_and_chosen_mice(run: Path, tmp_path: Path, capsys: py
     assert not np.allclose(np.load(one), np.load(other), equal_nan=True, atol=1e-3)
 
 
+def test_movies_of_one_name_do_not_replace_each_other_s_responses(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_video(tmp_path / "film.mp4", moving_pattern(60, *SIZE))
+    second = write_video(tmp_path / "film.mkv", moving_pattern(60, *SIZE, seed=1))
+    third = tmp_path / "other" / "film.mp4"
+    third.parent.mkdir()
+    third.write_bytes(second.read_bytes())
+    out = tmp_path / "out"
+    common = ("--mouse_ids", "F", "--out", str(out), "--quiet", "--plot")
+    predicted(capsys, run, "--movie", first, *common)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for other in (second, third):
+        for kind in ("npy", "parquet"):
+            assert main([str(run), "--movie", str(other), *common, "--format", kind]) == 1
+            line = capsys.readouterr().err
+            assert line.count("\n") == 1
+            assert re.search(rf"film\.npy: holds responses to {first}; give another --output_dir, or rename", line)
+            assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    predicted(capsys, run, "--movie", first, *common)  # the same movie again is no other one
+    predicted(capsys, run, "--movie", second, "--mouse_ids", "F", "--out", tmp_path / "else", "--quiet")
+
+
 @pytest.mark.parametrize(
     ("words", "status", "reason"),
     [

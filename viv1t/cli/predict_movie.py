@@ -19,7 +19,7 @@ from viv1t.plot.style import figure_path
 from viv1t.predict_movie import STATES, predict_movie
 from viv1t.prediction import check_pyarrow
 from viv1t.progress import Progress
-from viv1t.response_files import npy_file, parquet_file
+from viv1t.response_files import npy_file, parquet_file, source_of
 from viv1t.train.ensemble import open_ensemble
 from viv1t.train.trainer import best_device
 
@@ -47,6 +47,8 @@ def predict_to_movie(args: argparse.Namespace) -> int:
         write, ending = (parquet_file, "parquet") if args.format == "parquet" else (npy_file, "npy")
         targets = {id: out / mouse.session / f"{path.stem}.{ending}" for id, mouse in mice.items()}
         writers = {id: files.enter_context(write(targets[id], mouse, movie.frames)) for id, mouse in mice.items()}
+        for target in targets.values():
+            files.enter_context(source_of(target, path))
         summary = MovieSummary(movie.frames, {id: mouse.neurons for id, mouse in mice.items()})
         progress = Progress("predicting", movie.frames * len(mice), "frames", show=not args.quiet)
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from viv1t.errors import DataError
 
@@ -103,7 +103,7 @@ def _after_times(file: BinaryIO, start: int) -> int:
     return int(number)
 
 
-def _read(file: BinaryIO, start: int, form: str) -> tuple[int, ...]:
+def _read(file: BinaryIO, start: int, form: str) -> tuple[Any, ...]:
     file.seek(start)
     return struct.unpack(form, file.read(struct.calcsize(form)))
 
@@ -115,7 +115,7 @@ def is_cut_short(path: Path) -> bool:
     with open(path, "rb") as file:
         while start + 12 <= size:  # large files have several of these lists
             name, length = _read(file, start, "<4sI")
-            if name != b"RIFF":  # type: ignore[comparison-overlap]
+            if name != b"RIFF":
                 return False
             start += 8 + length + length % 2
     return start > size + 1

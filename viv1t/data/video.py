@@ -339,7 +339,7 @@ def orientation(path: Path, frame: av.VideoFrame) -> tuple[int, bool]:
     Raises:
         DataError: its display matrix (ISO 14496-12, 6.2.2) is none of the eight that keep pixels pixels.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 0, False
     matrix = np.frombuffer(bytes(data), "=i4")[:9].astype(np.float64) / 65536
