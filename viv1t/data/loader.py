@@ -13,9 +13,10 @@ from viv1t.config import DataConfig
 from viv1t.data.order import Cursor, crop_start, order_digest, share, training_order
 from viv1t.data.prefetch import Prefetcher
 from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
+from viv1t.data.recorded import STATES, RecordedMouse
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
-from viv1t.data.statistics import MouseStatistics, computed_statistics, medians, provided_statistics
+from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics, state_median
 from viv1t.data.transform import Transform, response_affine
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
@@ -179,10 +180,16 @@ class Recordings:
         Raises:
             DataError: a trial is missing or damaged, or there is none.
         """
-        session = self._sessions[mouse_id]
-        if not session.trials("train"):
-            raise DataError(f"mouse {mouse_id}: no trial of the tier train to take the median {variable} from")
-        return medians(session, variable, "time")
+        return state_median(self._sessions[mouse_id], variable)
+
+    def recorded(self, mouse_id: str) -> RecordedMouse:
+        """What a run keeps of a mouse, to be used where the recordings are not.
+
+        Raises:
+            DataError: a trial is missing or damaged, or there is none.
+        """
+        medians = {name: self.state_median(mouse_id, name) for name in STATES}
+        return RecordedMouse(self.mice[mouse_id], self._statistics[mouse_id], medians)
 
     def response_precision(self, mouse_id: str, frames: int) -> np.ndarray:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""

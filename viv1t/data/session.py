@@ -138,6 +138,11 @@ class Session(ABC):
     def frame_size(self) -> tuple[int, int]:
         """(H, W) of the movies in pixels."""
 
+    @property
+    def neurons_file(self) -> Path:
+        """The file that numbers the neurons."""
+        return self.path / UNIT_IDS_FILE
+
     @abstractmethod
     def duration(self, trial: int) -> int:
         """Recorded frames of a trial."""

@@ -260,6 +260,20 @@ def medians(session: Session, variable: str, family: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def state_median(session: Session, variable: str) -> np.ndarray:
+    """(2,) float32, the median of `behavior` or `pupil_center` over the trials and frames of the tier `train`.
+
+    Raises:
+        DataError: a trial is missing or damaged, or there is none.
+    """
+    trials = session.trials("train")
+    if not trials:
+        raise DataError(f"mouse {session.mouse.id}: no trial of the tier train to take the median {variable} from")
+    parts = [session.read(variable, trial)[:, : session.duration(trial)] for trial in trials]
+    values = np.concatenate(parts, axis=1).astype(np.float32)
+    return _median(values, np.array(values.shape[1]))
+
+
 def _median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Median over the last axis of what is not NaN; `counts` says how many that are."""
     ordered = np.sort(values, axis=-1)  # NaN comes last

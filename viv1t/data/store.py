@@ -187,6 +187,11 @@ class PackedSession(Session):
         height, width = self._layout.rows["video"]
         return height, width
 
+    @property
+    def neurons_file(self) -> Path:
+        """The file that numbers the neurons."""
+        return self.path / META_FILE
+
     def duration(self, trial: int) -> int:
         """Recorded frames of a trial."""
         return self.document.durations[self._row(trial)]

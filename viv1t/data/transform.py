@@ -230,6 +230,11 @@ class Transform:
         return Affine(np.ascontiguousarray(offset, np.float32), scale)
 
 
+def family_of(mode: str) -> str | None:
+    """The family of statistics, `trial` or `time`, that a mode reads of everything but responses; None of `none`."""
+    return _FAMILY.get(mode)
+
+
 def response_affine(mouse_id: str, statistics: MouseStatistics, scale: str) -> Affine:
     """How responses are scaled: by the standard deviation of each `frame` or of each `neuron`.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,11 +28,13 @@ class Neurons:
         count: N.
         coordinates: (N, 3) cortical positions in micrometres; None where a checkpoint brings them.
         mean_response: (N,) start of the readout's bias; None for zeros.
+        unit_ids: (N,) int64, the recording's own neuron numbers; None where they are not known.
     """
 
     count: int
     coordinates: Tensor | None = None
     mean_response: Tensor | None = None
+    unit_ids: np.ndarray | None = None
 
 
 def module_key(mouse_id: str) -> str:
@@ -72,6 +75,10 @@ class ViV1T(nn.Module):
         config: the run's configuration; only its model parts are used.
         mice: the mice, in order.
         frame_size: (H, W) of the video in pixels.
+
+    Attributes:
+        neurons: N of every mouse.
+        unit_ids: (N,) neuron numbers of every mouse, in the order of the responses; None where they are not known.
     """
 
     def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
@@ -79,6 +86,7 @@ class ViV1T(nn.Module):
         self.config, self.frame_size = config, (frame_size[0], frame_size[1])
         self.frozen = False
         self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
+        self.unit_ids = {mouse: neurons.unit_ids for mouse, neurons in mice.items()}
         keys = [module_key(m) for m in mice]
         self.core: Vivit | FactorizedBaseline
         if isinstance(config.core, VivitConfig):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
+from viv1t.data.recorded import other_neurons
+from viv1t.data.session import Session
 from viv1t.errors import ConfigError, DataError
 from viv1t.model.twin import ViV1T
 from viv1t.train.run_folder import RunFolder
+
+log = logging.getLogger("viv1t")
 
 
 def open_ensemble(
@@ -41,6 +47,14 @@ def load_models(
 ) -> tuple[list[ViV1T], list[str]]:
     """The best model of every run, in evaluation mode, and the mice to use; arguments and errors as above."""
     models = [folder.load_model(device) for folder in folders]
+    for folder, model in zip(folders[1:], models[1:], strict=True):
+        for mouse in mouse_ids or models[0].mouse_ids:
+            ids, others = models[0].unit_ids.get(mouse), model.unit_ids.get(mouse)
+            if ids is not None and others is not None and (words := other_neurons(ids, others)):
+                raise ConfigError(
+                    f"{folders[0].path} and {folder.path} cannot form an ensemble: they were trained on different "
+                    f"neurons of mouse {mouse} ({words}; see {folder.recordings}); choose with --mouse_ids"
+                )
     known = [m for m in models[0].mouse_ids if all(m in model.neurons for model in models)]
     mice = list(mouse_ids or models[0].mouse_ids)
     if unknown := [m for m in mice if m not in known]:
@@ -52,6 +66,11 @@ def open_recordings(
     folders: Sequence[RunFolder], models: Sequence[ViV1T], data: str | None, mice: Sequence[str]
 ) -> Recordings:
     """The recordings that all of the runs were made for, to be closed; arguments and errors as above."""
+    if nameless := [str(folder.path) for folder in folders if not folder.recordings.is_file()]:
+        log.warning(
+            "%s: does not say which neurons it was trained on (there is no %s), as published runs: that they are those "
+            "of the recordings, in the same order, cannot be checked", ", ".join(nameless), folders[0].recordings.name,
+        )  # fmt: skip
     recordings = Recordings.open(data_config(folders, data, mice), folders[0].config().train.seed)
     try:
         check_fit(models, recordings)
@@ -82,6 +101,15 @@ def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence
     )
 
 
+def check_neurons(trained: np.ndarray | None, session: Session, what: str = "the model") -> None:
+    """Raises a DataError if a session's neurons are not those that `what` was `trained` on, in order, where known."""
+    if trained is not None and (words := other_neurons(trained, session.mouse.unit_ids)):
+        raise DataError(
+            f"mouse {session.mouse.id}: {session.neurons_file}: not the neurons that {what} was trained on: {words}; "
+            "give the recordings it was trained on with --data, or train on these anew"
+        )
+
+
 def check_fit(models: Sequence[ViV1T], recordings: Recordings) -> None:
     """Raises a DataError if the recordings are not those of the models: other mice, neurons or frames."""
     for mouse_id, mouse in recordings.mice.items():
@@ -92,6 +120,7 @@ def check_fit(models: Sequence[ViV1T], recordings: Recordings) -> None:
                     f"model, which knows {', '.join(f'{m} ({n})' for m, n in model.neurons.items())}: give the "
                     "recordings it was trained on with --data, or choose with --mouse_ids"
                 )
+            check_neurons(model.unit_ids.get(mouse_id), recordings.session(mouse_id))
     for model in models:
         if recordings.frame_size != model.frame_size:
             found, expected = (f"{h} x {w}" for h, w in (recordings.frame_size, model.frame_size))

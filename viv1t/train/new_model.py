@@ -15,7 +15,8 @@ def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
     for mouse_id, mouse in recordings.mice.items():
         needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
         mean = torch.from_numpy(recordings.mean_response(mouse_id)) if needs_mean else None
-        mice[mouse_id] = Neurons(mouse.neurons, torch.from_numpy(mouse.coordinates).float(), mean)
+        coordinates = torch.from_numpy(mouse.coordinates).float()
+        mice[mouse_id] = Neurons(mouse.neurons, coordinates, mean, mouse.unit_ids)
     torch.manual_seed(config.train.seed)
     return build_model(config, mice, recordings.frame_size)
 

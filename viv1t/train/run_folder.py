@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from viv1t.config import RunConfig
+from viv1t.data.recorded import Recorded
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.files import replacing, write_text
 from viv1t.model.published import check_entries, from_published, to_published
@@ -23,11 +25,12 @@ from viv1t.train.checkpoint import read_checkpoint
 from viv1t.train.published_file import read_published
 from viv1t.types import MAX_FRAMES
 
-# Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do.
+# Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do. Which
+# recordings `data` and `mouse_ids` come to is compared by what they hold.
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
     "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "no_compile", "save_every",
-    "reader_timeout",
+    "reader_timeout", "data", "mouse_ids",
 }  # fmt: skip
 
 
@@ -46,6 +49,7 @@ class RunFolder:
         self.log = self.path / "output.log"
         self.plots = self.path / "plots"
         self.failure = self.path / "failure"
+        self.recordings = self.path / "recordings.safetensors"
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -135,6 +139,12 @@ class RunFolder:
         """Writes `args.yaml`: every option by its published name, and the shapes of inputs and outputs."""
         write_text(self.args, yaml.safe_dump(config.to_options() | dict(shapes), sort_keys=True))
 
+    def note_data(self, path: str) -> None:
+        """Writes down where the run's recordings lie now."""
+        args = self.read_args()
+        if args.get("data") != path:
+            write_text(self.args, yaml.safe_dump(args | {"data": path}, sort_keys=True))
+
     def read_args(self) -> dict[str, Any]:
         """The mapping in `args.yaml`.
 
@@ -173,6 +183,20 @@ class RunFolder:
         """The run's mice."""
         return list(_shapes(self.read_args(), self.args)[0])
 
+    def recorded(self) -> Recorded | None:
+        """What the run knows of its recordings; None for published runs, and those of releases that kept nothing.
+
+        Raises:
+            CheckpointError: the file is damaged, or another run's.
+        """
+        if not self.recordings.is_file():
+            return None
+        recorded = Recorded(self.recordings)
+        counts = {mouse: known.neurons for mouse, known in recorded.mice.items()}
+        if counts != {mouse: neurons.count for mouse, neurons in _shapes(self.read_args(), self.args)[0].items()}:
+            raise CheckpointError(f"{self.recordings}: belongs to another run: its mice or neurons are not the run's")
+        return recorded
+
     def build_model(self) -> ViV1T:
         """A model as the run's options describe it, with weights still to come.
 
@@ -181,6 +205,8 @@ class RunFolder:
         """
         config = self.config()
         mice, frame_size = _shapes(self.read_args(), self.args)
+        if (recorded := self.recorded()) is not None:
+            mice = {id: replace(neurons, unit_ids=recorded.mice[id].unit_ids) for id, neurons in mice.items()}
         try:
             return build_model(config, mice, frame_size)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:

@@ -20,6 +20,7 @@ from viv1t.config import CriticConfig, RunConfig, check_same_core
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
+from viv1t.data.recorded import write_recorded
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.files import remove_leftovers, write_text
 from viv1t.memory import available_bytes, can_measure
@@ -37,6 +38,7 @@ from viv1t.train.checkpoint import (
     write_checkpoint,
 )
 from viv1t.train.distributed import Ranks
+from viv1t.train.ensemble import check_neurons
 from viv1t.train.failure import Attempt, examine
 from viv1t.train.frozen import CoreOutputs
 from viv1t.train.new_model import new_model, summary
@@ -210,16 +212,19 @@ class Trainer:
             self._restore(pretrain, "core.")
         if not self.ranks.first:
             return
+        recorded = {mouse: self.recordings.recorded(mouse) for mouse in self.recordings.mice}
         if self.config.train.clear_output_dir:
             self.run.clear()
         self.run.discard_results()
+        # Before what makes the folder a run: every run has it.
+        write_recorded(self.run.recordings, recorded, self.recordings.frame_size, self.config.data)
         self.run.write_args(self.config, shapes_of(self.model, self.config.data.crop_frame))
         write_text(self.run.path / "model.txt", summary(self.model))
 
     def _continue(self) -> None:
         path, entries, facts = read_newest(self.run.last, self.run.previous)
         state = Progressed.from_facts(facts, path)
-        state.cursor.check(self.recordings.cursor(0, 0).order, self.recordings.batches_per_epoch)
+        self._check_recordings(state.cursor)
         groups = self.optimizer.param_groups
         if len(state.lr) != len(groups) or state.cursor.batch % len(self.recordings.mice):
             raise CheckpointError(f"{path}: not the state of this run")
@@ -235,10 +240,41 @@ class Trainer:
         if self.ranks.first and path != self.run.last and self.run.last.is_file():
             # It must not become the save before the next one.
             self.run.last.replace(self.run.last.with_name("damaged.safetensors"))
+        if self.ranks.first:
+            self.run.note_data(self.config.data.path)
         log.info("continuing %s after %s", self.run.path, self._where())
 
+    def _check_recordings(self, cursor: Cursor) -> None:
+        """Whether the recordings are those that the run in the folder began with, wherever they lie now."""
+        mice, now = self.run.mouse_ids(), list(self.recordings.mice)
+        if set(mice) != set(now):
+            raise ConfigError(
+                f"{self.run.path} holds a run on the mice {', '.join(sorted(mice))}, not {', '.join(now)}: give the "
+                "same --data, --ds_mode and --mouse_ids to continue it, or choose another --output_dir"
+            )
+        cursor.check(self.recordings.cursor(0, 0).order, self.recordings.batches_per_epoch)
+        recorded = self.run.recorded()
+        if recorded is None:
+            log.warning(
+                "%s does not say which neurons it was trained on (there is no %s): that they are those of the "
+                "recordings, in the same order, cannot be checked", self.run.path, self.run.recordings.name,
+            )  # fmt: skip
+            return
+        for mouse in now:
+            check_neurons(recorded.mice[mouse].unit_ids, self.recordings.session(mouse))
+            if changed := recorded.changed(self.recordings.recorded(mouse), self.config.data.transform):
+                raise DataError(
+                    f"mouse {mouse}: {self.recordings.session(mouse).path}: not the recording that {self.run.path} "
+                    f"began with; they differ in {', '.join(changed[:3])}: give --data as it was, or choose another "
+                    "--output_dir"
+                )
+
     def _restore(self, folder: str, prefix: str) -> None:
-        source = RunFolder(folder).load_model().state_dict()
+        model = RunFolder(folder).load_model()
+        if not prefix:  # readouts belong to neurons, a core to none
+            for mouse in self.model.mouse_ids:
+                check_neurons(model.unit_ids.get(mouse), self.recordings.session(mouse), f"{folder} (--restore)")
+        source = model.state_dict()
         target = self.model.state_dict()
         wanted = {k for k in target if k.startswith(prefix)}
         misfit = sorted(k for k in wanted if k not in source or source[k].shape != target[k].shape)
