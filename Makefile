@@ -23,5 +23,5 @@ $(VENV)/.viv1t-installed: $(SOURCES)
 
 # With every extra, so that the tests of optional parts run.
 $(VENV)/.viv1t-test-installed: $(SOURCES)
-	$(INSTALL) '.[dali,dev,onnx,submission,tensorboard,test,triton,video,wandb]'
+	$(INSTALL) '.[dali,dev,lab,onnx,submission,tensorboard,test,triton,video,wandb]'
 	touch $@ $(VENV)/.viv1t-installed

@@ -26,6 +26,15 @@ def golden() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def golden_in_silico(golden: Path) -> Path:
+    """Numbers that published code computed in in-silico experiments, beside those of the models."""
+    folder = golden.parent / "golden_in_silico"
+    if not (folder / "README.md").exists():
+        pytest.skip(f"golden numbers not found at {folder}; they are looked for beside VIV1T_GOLDEN")
+    return folder
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")

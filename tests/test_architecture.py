@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "types": 0, "errors": 0, "config": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
     "kernels": 0, "_prefetcher": 0,
-    "data": 1, "prediction": 1, "onnx_model": 1,
+    "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,
     "model": 2, "criterion": 2, "metrics": 2,
     "train": 3, "scores": 3, "attention_rollout": 3,
-    "evaluate": 4, "predict": 4, "predict_onnx": 4, "export": 4, "plot": 4,
+    "evaluate": 4, "lab": 4, "predict": 4, "predict_onnx": 4, "export": 4, "plot": 4,
     "predict_movie": 4, "response_files": 4,
     "cli": 5,
 }  # fmt: skip
