@@ -52,7 +52,7 @@ std::string words(const std::vector<int64_t>& shape) {
 
 class Reader::File {
 public:
-    explicit File(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    explicit File(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // waits for no pipe
         if (fd_ < 0) throw std::runtime_error(std::string("cannot be opened: ") + std::strerror(errno));
     }
     ~File() { close(fd_); }

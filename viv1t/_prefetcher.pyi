@@ -39,7 +39,7 @@ class Read:
     def __init__(
         self,
         *,
-        path: str,
+        path: str | bytes,
         rows: Sequence[int],
         frames_first: bool = False,
         trial: int = -1,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+from unicodedata import category
+
+from viv1t.errors import DataError
 
 _PART = ".part"  # in the names of what is being written
 
@@ -24,6 +29,30 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def shown(name: str) -> str:
+    """A name of the file system as one line of UTF-8: what is neither is shown as an escape."""
+    return "".join(c.encode("unicode_escape").decode() if category(c) in ("Cc", "Cs") else c for c in name)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file for reading, and nothing else: a pipe or a device could keep whoever reads it for ever.
+
+    Raises:
+        DataError: it is no regular file.
+        OSError: it is missing, or cannot be read.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        raise DataError(f"{path}: is {_KINDS.get(kind, 'something else')}, not a file; put the file there")
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # waits for no pipe of this moment
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 @contextmanager

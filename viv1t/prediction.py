@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viv1t.errors import ConfigError
+from viv1t.errors import ConfigError, DataError
 from viv1t.files import replacing
 from viv1t.types import UNSCORED_FRAMES, Mouse
 
@@ -77,27 +77,36 @@ def check_pyarrow() -> None:
 
 
 def write_parquet(
-    path: Path, predictions: Iterable[TrialPrediction], values: Callable[[TrialPrediction], np.ndarray]
+    path: Path,
+    predictions: Iterable[TrialPrediction],
+    values: Callable[[TrialPrediction], np.ndarray],
+    *,
+    submission: bool = False,
 ) -> int:
     """Writes the challenge's columns, brotli-compressed, a row per trial; returns how many.
 
     `prediction` (list of N lists of float64), `mouse` (session name), `trial_indices` (int64) and `neuron_ids` (list of
-    N uint32), as the organisers' own code writes them. Memory is bounded: a row group of 8 trials at a time.
+    N int64). Memory is bounded: a row group of 8 trials at a time.
 
     Args:
         path: the file, replaced when all of it is written.
         predictions: rows, in order.
         values: what of a prediction goes into the file.
+        submission: `neuron_ids` are uint32, as the organisers' own code writes them.
+
+    Raises:
+        DataError: a neuron's number is none of the challenge's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    id_type = np.uint32 if submission else np.int64
     schema = pa.schema(
         [
             ("prediction", pa.list_(pa.list_(pa.float64()))),
             ("mouse", pa.string()),
             ("trial_indices", pa.int64()),
-            ("neuron_ids", pa.list_(pa.uint32())),
+            ("neuron_ids", pa.list_(pa.from_numpy_dtype(id_type))),
         ]
     )
     count = 0
@@ -116,7 +125,7 @@ def write_parquet(
                 _lists(pa, [values(p).astype(np.float64) for p in group]),
                 pa.array([p.mouse.session for p in group], pa.string()),
                 pa.array([p.trial_id for p in group], pa.int64()),
-                _lists(pa, [p.mouse.unit_ids.astype(np.uint32) for p in group]),
+                _lists(pa, [_ids(p.mouse, id_type) for p in group]),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             group.clear()
@@ -129,6 +138,16 @@ def write_parquet(
         if group:
             write_group()
     return count
+
+
+def _ids(mouse: Mouse, kind: type[np.integer[Any]]) -> np.ndarray:
+    ids = mouse.unit_ids.astype(kind)
+    if (changed := ids != mouse.unit_ids).any():
+        raise DataError(
+            f"mouse {mouse.id}: unit_ids.npy: the challenge's files hold numbers from 0 to {np.iinfo(kind).max}, found "
+            f"{mouse.unit_ids[changed][0]}; write other files with --format parquet"
+        )
+    return ids
 
 
 def _lists(pa: Any, rows: list[np.ndarray]) -> pa.Array:

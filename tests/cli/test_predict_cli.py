@@ -19,7 +19,7 @@ import viv1t
 from viv1t.cli.predict import main
 from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
-from viv1t.errors import ConfigError
+from viv1t.errors import ConfigError, DataError
 from viv1t.prediction import TrialPrediction, write_parquet
 from viv1t.train.run_folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS, Mouse
@@ -132,6 +132,23 @@ def test_parquet_of_any_tier(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     for row in frame.itertuples():
         aligned = np.load(tmp_path / row.mouse / "train" / f"{row.trial_indices}.npy")
         np.testing.assert_array_equal(np.stack(list(row.prediction)), aligned)
+
+
+def test_neuron_ids_are_kept_exactly_or_refused(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def written(ids: list[int], **how: bool) -> list[int]:
+        mouse = Mouse("M", "session", np.zeros((3, 3)), np.array(ids))
+        prediction = TrialPrediction(mouse, 0, np.zeros((3, 2), np.float32), 60)
+        write_parquet(tmp_path / "a.parquet", [prediction], lambda p: p.response, **how)
+        return parquet.read_table(tmp_path / "a.parquet")["neuron_ids"].to_pylist()[0]
+
+    ids = [864691135494192528, -5, 2**63 - 1]
+    assert written(ids) == ids
+    for odd in ids:
+        with pytest.raises(DataError, match=rf"0 to 4294967295, found {odd}; .*--format parquet"):
+            written([1, 2, odd], submission=True)
+    assert written([1, 2, 2**32 - 1], submission=True) == [1, 2, 2**32 - 1]
 
 
 def test_a_file_is_written_with_few_trials_in_memory(tmp_path: Path) -> None:

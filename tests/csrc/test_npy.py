@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from viv1t._prefetcher import Dtype, NpyError, NpyHeader, parse_npy_header, read_npy_header
+from viv1t.data.npy import NpyHeader as PythonHeader
+from viv1t.data.npy import read_header, read_npy
 
 NUMPY_NAMES = {
     Dtype.f16: "f2", Dtype.f32: "f4", Dtype.f64: "f8", Dtype.i8: "i1", Dtype.i16: "i2", Dtype.i32: "i4",
@@ -180,6 +182,44 @@ def compare_mutated_files(version: tuple[int, int], count: int) -> int:
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_whatever_a_mutated_header_says_numpy_says_too(version: tuple[int, int]) -> None:
     assert compare_mutated_files(version, 4000) > 50, "the mutations should leave some headers readable"
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_both_readers_accept_the_same_files(version: tuple[int, int], tmp_path: Path) -> None:
+    """Python's reader, which reads text and other spellings as well, takes every number the C++ one takes, alike."""
+    rng = np.random.default_rng(sum(version))
+    path, both = tmp_path / "a.npy", 0
+    kinds = [endian + kind for kind in NUMPY_NAMES.values() for endian in "<>"]
+    for index in range(600):
+        array = np.arange(24).astype(kinds[index % len(kinds)]).reshape(2, 3, 4, order="CF"[index % 2])  # type: ignore[call-overload]
+        content = saved(array, version)
+        if index >= 2 * len(kinds):
+            content = mutated(rng, content)
+        path.write_bytes(content)
+        try:
+            python = read_header(path)
+        except ValueError:
+            python = None
+        try:
+            header = parse(content)
+        except NpyError:
+            assert index >= 2 * len(kinds), "both read what NumPy writes"
+            continue
+        assert python is not None, content
+        assert python == PythonHeader(tuple(header.shape), header.fortran_order, dtype_of(header), header.data_offset)
+        np.testing.assert_array_equal(read_npy(path), np.load(path, allow_pickle=False))
+        both += 1
+    assert both > 2 * len(kinds) + 10
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize(
+    "text", ["{'descr': '<f4', [[[", "{" * 500, "(" * 9000, "{'a'", "\0\0", "{[1]: 2}", "'" * 3, "x\n  y\n z"]
+)
+def test_headers_that_are_no_literal_are_a_value_error(text: str, version: int, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(with_header(text, version))
+    with pytest.raises(ValueError, match="header"):
+        read_header(tmp_path / "a.npy")
 
 
 @pytest.mark.slow

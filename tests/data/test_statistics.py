@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +239,49 @@ class TestCache:
         assert len(computed) == 1
         assert [file.suffix for file in (cache_folder / "viv1t").iterdir()] == [".safetensors"]
         assert not self.cache(path).exists()
+
+    @pytest.mark.parametrize("home", ["cache", "home", "none", "relative", "root", "unwritable"])
+    def test_without_leave_to_write_statistics_are_computed_all_the_same(
+        self, make_session: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, home: str
+    ) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o777)
+            session = shutil.copytree(make_session(), folder / "mouse")
+            locked = folder / "locked"
+            locked.mkdir()
+            for path in (session / "meta", locked):
+                path.chmod(0o555)
+            monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+            monkeypatch.delenv("HOME", raising=False)
+            if home == "none":
+                monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+            elif home in ("cache", "relative"):
+                monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache") if home == "cache" else "~/cache")
+            if home in ("home", "root", "unwritable", "relative"):
+                place = {"root": "/", "unwritable": str(locked)}.get(home, str(folder / "cache"))
+                monkeypatch.setenv("HOME", place)
+            kept = folder / "cache" if home == "cache" else folder / "cache" / ".cache"
+            with caplog.at_level(logging.WARNING, "viv1t"), ordinary_user():
+                assert computed_statistics(Session.open(session)).trial_ids == (0, 2, 4, 8, 9)
+            if home in ("cache", "home", "relative"):
+                assert [file.suffix for file in (kept / "viv1t").iterdir()] == [".safetensors"]
+                assert not caplog.text
+            else:
+                assert "not kept, and computed each time" in caplog.text
+                assert "Permission denied" in caplog.text
+            for path in (session / "meta", locked):
+                path.chmod(0o755)
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """As root, which may write anywhere, acts as another user."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

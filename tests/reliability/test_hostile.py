@@ -97,7 +97,7 @@ NPY: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "complex": (lambda p, _: np.save(p, np.zeros((36, 64, 70), np.complex64)), "neither numbers nor text"),
     "text": (lambda p, _: np.save(p, np.full((36, 64, 70), "x")), "numbers"),
     "dates": (lambda p, _: np.save(p, np.zeros((36, 64, 70), "M8[s]")), "neither numbers nor text"),
-    "another version": (lambda p, _: header(p, ARRAY % "(1,)", (3, 0)), "npy format 3.0"),
+    "another version": (lambda p, _: header(p, ARRAY % "(1,)", (4, 0)), "npy format 4.0"),
     "a huge header": (lambda p, _: header(p, " " * 100_000 + ARRAY % "(1,)", (2, 0)), "large|cannot|Header"),
     "a header that is cut": (lambda p, _: p.write_bytes(b"\x93NUMPY\x01\x00\xff\xff{"), "EOF|header"),
     "more than it holds": (lambda p, _: header(p, ARRAY % "(36, 64, 70)"), "it is truncated"),

@@ -12,9 +12,10 @@ from viv1t.cli.options import Parser, run_main
 from viv1t.data import synthetic
 from viv1t.data.check import check_folder
 from viv1t.data.finding import Finding
-from viv1t.data.info import format_table, session_info, sessions_in
+from viv1t.data.info import format_table, session_info
 from viv1t.data.pack import pack
 from viv1t.data.store import video_file
+from viv1t.data.survey import recordings_in
 from viv1t.data.trial_video import video_cost
 from viv1t.data.verify import verify
 from viv1t.errors import ConfigError
@@ -129,7 +130,10 @@ def add_info(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
-    print(format_table([session_info(mouse_id, path) for mouse_id, path in sessions_in(args.folder).items()]))
+    found = recordings_in(args.folder)
+    print(format_table([session_info(mouse_id, path) for mouse_id, path in found.sessions.items()]))
+    for finding in found.left_out:
+        print(finding.line)
     return 0
 
 

@@ -159,7 +159,7 @@ def _write(
             lines.append(f"{tier}: no trials; left out")
         elif args.submission:
             path = out / f"predictions_file_{tier}_track.parquet.brotli"
-            write_parquet(path, rows(tier), TrialPrediction.scored)
+            write_parquet(path, rows(tier), TrialPrediction.scored, submission=True)
         elif args.format == "parquet":
             path = out / f"{tier}.parquet"
             write_parquet(path, rows(tier), TrialPrediction.aligned)

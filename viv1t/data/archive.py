@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ except ImportError:  # not on Windows: two processes then both unpack, and the f
     fcntl = None  # type: ignore[assignment]
 
 TIERS_FILE = "meta/trials/tiers.npy"  # what makes a folder a session
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")  # what may hold a recording
 MAX_BYTES = 128 << 30  # unpacked: a published mouse has about 9 GiB
 MAX_FILES = 100_000
 MAX_RATIO = 200  # unpacked to packed; withheld responses are all zero and alone reach 1000
@@ -63,7 +65,7 @@ def extract_session(zip_path: Path) -> Path:
                 sync_folder(Path(folder))
             os.rename(part, target)
             sync_folder(target.parent)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
             raise DataError(f"{zip_path}: damaged or unsupported archive ({error}); download it again") from error
         except OSError as error:
             if not target.is_dir():  # else another process, without the lock, was first
@@ -73,18 +75,52 @@ def extract_session(zip_path: Path) -> Path:
     return target
 
 
-def session_prefix(zip_path: Path) -> str | None:
-    """The folder inside the archive that holds the session ("" for the top), None where there is no session."""
+Problem = tuple[str, str, str]  # severity, what was found, what to do: as of a `Finding`
+
+
+def archive_problem(path: Path) -> Problem | None:
+    """Why a file cannot be unpacked as `<session>.zip`; None where it can be tried."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return "error", "is no regular file", "remove it, or put the archive there"
+    if path.suffix != ".zip":
+        fix = f"rename it to {path.stem}.zip" if path.suffix.lower() == ".zip" else "unpack it here"
+        return "error", "archives of this name are not read, those of the ending .zip are", fix
     try:
-        with zipfile.ZipFile(zip_path) as archive:
-            return _prefix(archive)
-    except (zipfile.BadZipFile, OSError):
+        with zipfile.ZipFile(path) as archive:
+            return _no_session(archive.namelist())
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
+        return "error", f"is damaged, cut short or no zip archive ({error})", "download it again, or make it anew"
+
+
+def _no_session(names: list[str]) -> Problem | None:
+    """Why an archive with these entries holds no session that can be unpacked."""
+    if _prefix(names) is not None:
         return None
+    found = _prefixes([name.replace("\\", "/") for name in names])
+    if not found:
+        inside = [name for name in names if name.lower().endswith(ARCHIVES)]
+        if inside:
+            return "error", f"holds no session, but the archive {inside[0]}", "unpack it, and put what it holds here"
+        what = f"holds no session ({TIERS_FILE}, at the top or in a folder)"
+        return "warning", what, "move it elsewhere, or give what is missing"
+    if any("\\" in name for name in names):
+        fix = "make the archive anew with another program, or put the folder here"
+        return "error", "separates folders by backslashes", fix
+    if len(found) > 1:
+        words = ", ".join(prefix.rstrip("/") or "the top" for prefix in found[:3])
+        return "error", f"holds {len(found)} sessions ({words})", "unpack it, or make an archive of each"
+    what = f"holds its session in {found[0].rstrip('/')}, too deep"
+    return "error", what, "unpack it, and put the session's own folder here"
 
 
-def _prefix(archive: zipfile.ZipFile) -> str | None:
-    found = [name for name in archive.namelist() if name == TIERS_FILE or name.endswith("/" + TIERS_FILE)]
-    prefixes = [p for p in (name[: -len(TIERS_FILE)] for name in found) if p.count("/") <= 1]
+def _prefixes(names: list[str]) -> list[str]:
+    """The folders in an archive that hold sessions, "" for the top."""
+    return [name[: -len(TIERS_FILE)] for name in names if name == TIERS_FILE or name.endswith("/" + TIERS_FILE)]
+
+
+def _prefix(names: list[str]) -> str | None:
+    """The folder inside the archive that holds its one session; None where there is none, or more."""
+    prefixes = [prefix for prefix in _prefixes(names) if prefix.count("/") <= 1]
     return prefixes[0] if len(prefixes) == 1 else None
 
 
@@ -92,10 +128,15 @@ def _entries(archive: zipfile.ZipFile, zip_path: Path) -> list[tuple[zipfile.Zip
     """The archive's checked files with their paths below the session's folder."""
     infos = archive.infolist()
     for info in infos:
-        path = PurePosixPath(info.filename)
+        path = PurePosixPath(info.filename.replace("\\", "/"))
         kind = stat.S_IFMT(info.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename:
+        if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{zip_path}: the entry {info.filename!r} points outside its folder; do not trust it")
+        if "\\" in info.filename:
+            raise DataError(
+                f"{zip_path}: the entry {info.filename!r} separates folders by backslashes; make the archive anew with "
+                "another program, or put the unpacked folder beside it"
+            )
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(f"{zip_path}: the entry {info.filename!r} is a link or a device; do not trust it")
     total = sum(info.file_size for info in infos)
@@ -109,11 +150,10 @@ def _entries(archive: zipfile.ZipFile, zip_path: Path) -> list[tuple[zipfile.Zip
     free = shutil.disk_usage(zip_path.parent).free
     if total > free:
         raise DataError(f"{zip_path}: needs {total} bytes unpacked, but {zip_path.parent} has {free} bytes free")
-    prefix = _prefix(archive)
+    prefix = _prefix(archive.namelist())
     if prefix is None:
-        raise DataError(
-            f"{zip_path}: expected one session ({TIERS_FILE}), at the top or in a folder; found none or more"
-        )
+        _, what, fix = _no_session(archive.namelist()) or ("", "", "")
+        raise DataError(f"{zip_path}: expected one session ({TIERS_FILE}), at the top or in a folder: {what}; {fix}")
     files = [i for i in infos if not i.is_dir() and i.filename.startswith(prefix)]
     named = [(info, PurePosixPath(info.filename[len(prefix) :])) for info in files]
     if len({name for _, name in named}) < len(named):

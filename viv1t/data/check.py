@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from viv1t.data.finding import Finding
-from viv1t.data.info import sessions_in
 from viv1t.data.npy import NpyHeader
-from viv1t.data.session import FOLDERS, STORE_FILE, VARIABLES, Session
+from viv1t.data.session import FOLDERS, VARIABLES, Session
 from viv1t.data.statistics import provided_statistics
+from viv1t.data.survey import STORE_FILE, recordings_in
 from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, read_array
 from viv1t.data.verify import verify_store
 from viv1t.errors import DataError
@@ -39,7 +39,9 @@ def check_folder(folder: Path, *, show_progress: bool = False) -> Iterator[Findi
         DataError: the folder holds no session.
     """
     sizes: dict[str, tuple[int, int]] = {}
-    for mouse_id, path in sessions_in(folder).items():
+    surveyed = recordings_in(folder)
+    yield from surveyed.left_out
+    for mouse_id, path in surveyed.sessions.items():
         if (path / STORE_FILE).is_file():  # its trials were checked when they were packed
             yield from verify_store(mouse_id, path, show_progress=show_progress)
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from viv1t.files import shown
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -23,6 +25,11 @@ class Finding:
     what: str
     fix: str
 
+    @property
+    def line(self) -> str:
+        """For a log, whose lines have a severity of their own."""
+        return str(self).partition(": ")[2]
+
     def __str__(self) -> str:
         where = f"mouse {self.mouse_id}"
         if len(self.trials) == 1:
@@ -30,4 +37,4 @@ class Finding:
         elif self.trials:
             more = f" and {len(self.trials) - 5} more" if len(self.trials) > 5 else ""
             where += f" trials {', '.join(map(str, self.trials[:5]))}{more}"
-        return f"{self.severity}: {where}: {self.what} -> {self.fix}"
+        return shown(f"{self.severity}: {where}: {self.what} -> {self.fix}")

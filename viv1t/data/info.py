@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from viv1t.data.archive import TIERS_FILE
-from viv1t.data.session import LETTERS, STORE_FILE, Session, discover
+from viv1t.data.session import Session
+from viv1t.data.survey import recordings_in
 from viv1t.data.video import is_video
-from viv1t.errors import DataError, missing_folder
+from viv1t.errors import DataError
 from viv1t.types import TIERS
+
+logger = logging.getLogger("viv1t")
 
 
 @dataclass(frozen=True)
@@ -43,30 +46,15 @@ class SessionInfo:
 
 
 def sessions_in(folder: Path) -> dict[str, Path]:
-    """The sessions of a data folder by mouse, or the one that the folder or archive itself is; archives without `.zip`.
+    """The sessions of a data folder by mouse, or the one that the folder or archive itself is; names what is left out.
 
     Raises:
         DataError: there is none.
     """
-    if folder.suffix == ".zip" and folder.is_file():
-        return {LETTERS.get(folder.stem, folder.stem): folder.with_suffix("")}
-    if not folder.is_dir():
-        raise missing_folder(folder, "give the folder that holds the recording sessions")
-    if _looks_like_a_session(folder):
-        name = folder.resolve().name
-        return {LETTERS.get(name, name): folder}
-    # Training passes over folders without tiers; whoever looks at the data wants to know of them.
-    others = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and _looks_like_a_session(p)]
-    found = {LETTERS.get(p.name, p.name): p for p in others} | discover(folder)
-    found = {mouse: found[mouse] for mouse in sorted(found)}
-    if not found:
-        raise DataError(f"{folder}: holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)")
-    return found
-
-
-def _looks_like_a_session(folder: Path) -> bool:
-    described = any((folder / file).is_file() for file in (TIERS_FILE, STORE_FILE))
-    return described or (folder / "data" / "videos").is_dir()
+    found = recordings_in(folder)
+    for finding in found.left_out:
+        logger.warning("%s", finding.line)
+    return found.sessions
 
 
 def session_info(mouse_id: str, path: Path) -> SessionInfo:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+from viv1t.files import open_file
+
+# Version 3.0 differs from 2.0 in the encoding of field names alone, and arrays with fields are refused.
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,14 @@ def read_header(path: Path) -> NpyHeader:
         OSError: the file cannot be read.
         ValueError: it is not a numeric `.npy` file, or it is shorter than its header promises.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"npy format {version[0]}.{version[1]} is not supported")
-        shape, fortran, dtype = _HEADERS[version](file)
+        try:
+            shape, fortran, dtype = _HEADERS[version](file)
+        except (TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+            raise ValueError(f"the npy header is malformed ({error})") from error
         if dtype.kind not in "fiubUS":
             raise ValueError(f"elements of type {dtype} are neither numbers nor text")
         offset = file.tell()

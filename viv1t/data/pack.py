@@ -18,17 +18,11 @@ import numpy as np
 import safetensors.numpy
 
 from viv1t.data.info import sessions_in
-from viv1t.data.session import (
-    COORDINATES_FILE,
-    LETTERS,
-    STORE_FILE,
-    UNIT_IDS_FILE,
-    VARIABLES,
-    Session,
-)
+from viv1t.data.session import COORDINATES_FILE, UNIT_IDS_FILE, VARIABLES, Session
 from viv1t.data.stack import FILES, Layout, NotWholeError, StackWriter, holds_whole_numbers, stacked
 from viv1t.data.statistics import computed_statistics, provided_statistics, statistics_tensors
 from viv1t.data.store import META_FILE, VERSION, StoreDocument, checksum, video_file
+from viv1t.data.survey import LETTERS, STORE_FILE
 from viv1t.data.trial_video import write_trial
 from viv1t.errors import ConfigError, DataError
 from viv1t.files import replacing, sync_folder, write_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -133,7 +134,7 @@ class Prefetcher:
                 place = session.place(variable, sample.trial_id)
                 reads.append(
                     _prefetcher.Read(
-                        path=str(place.path),
+                        path=os.fsencode(place.path),
                         rows=table.rows,
                         frames_first=place.frames_first,
                         trial=place.index,

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from viv1t.config import DataConfig
-from viv1t.data.archive import TIERS_FILE, extract_session, session_prefix
+from viv1t.data.archive import TIERS_FILE, extract_session
 from viv1t.data.npy import read_npy, read_stacked
+from viv1t.data.survey import LETTERS, STORE_FILE, no_session, session_name, survey
 from viv1t.data.trial_video import array_header, map_array, read_array
 from viv1t.data.video import is_video
 from viv1t.errors import ConfigError, DataError, missing_folder
@@ -42,8 +43,6 @@ FOLDERS = {"video": "videos", "response": "responses", "behavior": "behavior", "
 VARIABLES = tuple(FOLDERS)
 COORDINATES_FILE = "meta/neurons/cell_motor_coordinates.npy"
 UNIT_IDS_FILE = "meta/neurons/unit_ids.npy"
-STORE_FILE = "store.json"  # what makes a folder a packed session
-LETTERS = {session: letter for letter, session in SENSORIUM_SESSIONS.items()}
 
 T = TypeVar("T")
 
@@ -116,12 +115,12 @@ class Session(ABC):
         from viv1t.data.store import PackedSession  # it is made of what is defined here
 
         path = Path(path)
-        archive = path if path.suffix == ".zip" and path.is_file() else path.with_name(path.name + ".zip")
+        archive = path if path.suffix == ".zip" and path.is_file() else path.parent / f"{path.name}.zip"
         if not path.is_dir() and archive.is_file():
             path = extract_session(archive)
         if not path.is_dir():
             raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
-        name = path.resolve().name
+        name = session_name(path)
         kind: type[RawSession | PackedSession] = PackedSession if (path / STORE_FILE).is_file() else RawSession
         return kind.open_folder(path, mouse_id or LETTERS.get(name, name))
 
@@ -235,7 +234,7 @@ class RawSession(Session):
     def open_folder(cls, path: Path, mouse_id: str) -> RawSession:
         """Opens a folder in the Sensorium 2023 format; raises as `open`."""
 
-        name = path.resolve().name
+        name = session_name(path)
 
         def meta(file: str, advice: str) -> np.ndarray:
             try:
@@ -248,7 +247,7 @@ class RawSession(Session):
         unit_ids = meta(UNIT_IDS_FILE, "expected the neurons' numbers, (N,) integers")
         if tiers.ndim != 1 or tiers.dtype.kind not in "US":
             raise DataError(f"mouse {mouse_id}: {path / TIERS_FILE}: expected (trials,) text, found {_kind(tiers)}")
-        numeric = coordinates.dtype.kind in "fiu" and np.isfinite(coordinates).all()
+        numeric = coordinates.dtype.kind in "fiu" and np.isfinite(to_float32(coordinates)).all()
         if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates) or not numeric:
             raise DataError(
                 f"mouse {mouse_id}: {path / COORDINATES_FILE}: expected finite (N, 3), found {_kind(coordinates)}"
@@ -258,10 +257,15 @@ class RawSession(Session):
                 f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected {len(coordinates)} numbers, one for each row of "
                 f"cell_motor_coordinates.npy, found {_kind(unit_ids)}"
             )
+        if (odd := inexact(unit_ids)) is not None:
+            raise DataError(
+                f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected whole numbers that a signed 64-bit integer holds, "
+                f"found {unit_ids[odd]} for neuron {odd} in {unit_ids.dtype}; save the neurons' numbers as int64"
+            )
         names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
         if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
             logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
-        session = cls(path, Mouse(mouse_id, name, coordinates.astype(np.float32), unit_ids.astype(np.int64)), names)
+        session = cls(path, Mouse(mouse_id, name, to_float32(coordinates), unit_ids.astype(np.int64)), names)
         _ = session._videos  # two movies of one trial are refused at once
         return session
 
@@ -330,6 +334,22 @@ class RawSession(Session):
         return self._lengths[trial]
 
 
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """The numbers as float32, infinite where they are beyond its range."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def inexact(ids: np.ndarray) -> int | None:
+    """The first of (N,) numbers that int64 does not hold exactly, or that a float may have rounded already."""
+    if ids.dtype.kind == "f":
+        exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1)  # above, whole numbers share one float
+        wrong = ~(np.isfinite(ids) & (ids == np.round(ids)) & (np.abs(ids) <= min(exact, 2.0**62)))
+    else:
+        wrong = ids > np.iinfo(np.int64).max if ids.dtype.kind == "u" else np.zeros(len(ids), bool)
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
 def _kind(array: np.ndarray) -> str:
     return f"{array.shape} {array.dtype}"
 
@@ -348,12 +368,16 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
     folder = Path(config.path)
     if not folder.is_dir():
         raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
-    found = discover(folder)
+    surveyed = survey(folder)
+    found = surveyed.sessions
     allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
     chosen = allowed
     if config.mouse_ids is not None:
         wanted = {LETTERS.get(name, name) for name in config.mouse_ids}
         if unknown := sorted(wanted - set(allowed)):
+            for finding in surveyed.left_out:
+                if finding.mouse_id.partition(".")[0] in unknown or finding.mouse_id in unknown:
+                    raise DataError(f"--mouse_ids {finding.mouse_id}: {finding.what}; {finding.fix}")
             raise ConfigError(
                 f"--mouse_ids {', '.join(unknown)}: not among the mice of this --ds_mode in {folder}, which are "
                 f"{', '.join(allowed) or 'none'}"
@@ -365,7 +389,10 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
         advice = f"--mouse_ids {' '.join(there)}" if there else "--ds_mode 2"
         raise DataError(f"--data {folder}: missing mice {names}; {advice} uses what is there")
     if not chosen:
-        raise DataError(f"--data {folder}: holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)")
+        raise no_session(folder, surveyed.left_out, option="--data ")
+    if config.mouse_ids is None:
+        for finding in surveyed.left_out:
+            logger.warning("%s", finding.line)
     absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
     everything = config.mice in ("all", "all_with_test") and config.mouse_ids is None
     if everything and 0 < len(absent) < len(SENSORIUM_SESSIONS):
@@ -374,17 +401,12 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
 
 
 def discover(folder: Path) -> dict[str, Path]:
-    """Every session in the folder, as a folder or as an archive, in the order of a run."""
-    paths: dict[str, Path] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        path = entry.with_suffix("") if entry.suffix == ".zip" and entry.is_file() else entry
-        known = path.name in LETTERS
-        if entry.is_dir():
-            if known or any((entry / file).is_file() for file in (TIERS_FILE, STORE_FILE)):
-                paths[path.name] = path
-        elif entry.suffix == ".zip" and not path.is_dir() and (known or session_prefix(entry) is not None):
-            paths[path.name] = path
-    ordered = sorted(paths, key=lambda name: (LETTERS.get(name) is None, LETTERS.get(name, name)))
-    return {LETTERS.get(name, name): paths[name] for name in ordered}
+    """Every session in the folder, as a folder or as an archive, in the order of a run; names what is left out.
+
+    Raises:
+        DataError: two entries are the same mouse.
+    """
+    found = survey(folder)
+    for finding in found.left_out:
+        logger.warning("%s", finding.line)
+    return found.sessions

@@ -116,8 +116,8 @@ def provided_statistics(session: Session) -> MouseStatistics:
 def computed_statistics(session: Session) -> MouseStatistics:
     """The statistics of a session's tier `train`, from a cache where nothing has changed since it was written.
 
-    The cache is `meta/viv1t_statistics.safetensors` in the session, or under $XDG_CACHE_HOME/viv1t where that cannot be
-    written.
+    The cache is `meta/viv1t_statistics.safetensors` in the session, or under $XDG_CACHE_HOME/viv1t (~/.cache/viv1t)
+    where that cannot be written; without either, they are computed each time.
 
     Raises:
         DataError: a trial is missing or damaged, or there is none.
@@ -131,13 +131,18 @@ def computed_statistics(session: Session) -> MouseStatistics:
         if cached is not None:
             return cached
     statistics = compute_statistics(session, trials)
+    reasons = []
     for path in _cache_paths(session):
         try:
             _save(path, key, statistics)
         except OSError as error:
-            logger.info("mouse %s: %s cannot be written (%s)", session.mouse.id, path, error)
+            reasons.append(f"{path} cannot be written ({error.strerror or error})")
         else:
             break
+    else:
+        logger.warning(
+            "mouse %s: its statistics are not kept, and computed each time: %s", session.mouse.id, "; ".join(reasons)
+        )
     return statistics
 
 
@@ -294,15 +299,29 @@ def _key(session: Session, trials: Sequence[int]) -> str:
                 files.append((status.st_size, status.st_mtime_ns))
             except OSError:
                 files.append((-1, -1))  # reading it will say what is wrong
-    text = json.dumps([VERSION, session.mouse.session, session.mouse.neurons, list(trials), files])
+    name = session.path.resolve().name  # of the files themselves, whatever links to them are called
+    text = json.dumps([VERSION, name, session.mouse.neurons, list(trials), files])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _cache_paths(session: Session) -> Iterator[Path]:
     yield session.path / "meta" / "viv1t_statistics.safetensors"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = hashlib.blake2b(str(session.path.resolve()).encode(), digest_size=8).hexdigest()
-    yield root / "viv1t" / f"{session.mouse.session}-{place}.safetensors"
+    root = _cache_folder()
+    if root is not None:
+        place = hashlib.blake2b(os.fsencode(session.path.resolve()), digest_size=8).hexdigest()
+        yield root / "viv1t" / f"{session.path.resolve().name}-{place}.safetensors"
+
+
+def _cache_folder() -> Path | None:
+    """The user's, None where there is none: a container or a service may have a user without a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # others are to be ignored (XDG Base Directory Specification)
+        return Path(given)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ".cache" if home.is_absolute() and home != Path(home.anchor) else None
 
 
 def statistics_tensors(statistics: MouseStatistics) -> dict[str, np.ndarray]:
@@ -331,14 +350,15 @@ def statistics_from_tensors(tensors: Mapping[str, np.ndarray]) -> MouseStatistic
 
 def _save(path: Path, key: str, statistics: MouseStatistics) -> None:
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(statistics_tensors(statistics), temporary, {"key": key})
+        # By Python, whose errors say what is wrong: those of the library's own writer are no OSError.
+        temporary.write_bytes(safetensors.numpy.save(statistics_tensors(statistics), {"key": key}))
 
 
 def _load(path: Path, key: str) -> MouseStatistics | None:
     """Cached statistics, None where there are none that fit."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safetensors.safe_open(path, framework="np") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from viv1t.data.session import FOLDERS, STORE_FILE, VARIABLES, Place, Session
+from viv1t.data.session import FOLDERS, VARIABLES, Place, Session
 from viv1t.data.stack import FILES, Layout
 from viv1t.data.statistics import MouseStatistics, statistics_from_tensors
+from viv1t.data.survey import STORE_FILE, session_name
 from viv1t.errors import DataError
+from viv1t.files import open_file
 from viv1t.types import Mouse
 
 VERSION = 1
@@ -42,7 +44,7 @@ class StoreDocument:
     """The content of `store.json`.
 
     Attributes:
-        session: name of the recording.
+        session: name that the recording had when it was packed.
         source: what was packed: its folder and a fingerprint of its files.
         neurons: N.
         unit_ids: N numbers.
@@ -95,7 +97,8 @@ class StoreDocument:
         """
         path = folder / STORE_FILE
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            with open_file(path) as file:
+                entries = json.loads(file.read())
             if entries.get("version") != VERSION:
                 raise DataError(
                     f"{path}: a store of version {entries.get('version')}, but this release reads version {VERSION}; "
@@ -148,6 +151,7 @@ def read_meta(folder: Path, group: str = "") -> dict[str, np.ndarray]:
     """
     prefix = f"{group}/" if group else ""
     try:
+        open_file(folder / META_FILE).close()  # safetensors would wait for a pipe
         with safetensors.safe_open(folder / META_FILE, framework="np") as file:
             names = [n for n in file.keys() if n.startswith(prefix) and (group or "/" not in n)]  # noqa: SIM118
             return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
@@ -178,7 +182,7 @@ class PackedSession(Session):
         meta = read_meta(path)
         if not {"coordinates", "unit_ids"} <= set(meta) or len(meta["coordinates"]) != document.neurons:
             raise DataError(f"mouse {mouse_id}: {path / META_FILE}: lacks the neurons; pack the recording again")
-        mouse = Mouse(mouse_id, document.session, meta["coordinates"], meta["unit_ids"])
+        mouse = Mouse(mouse_id, session_name(path), meta["coordinates"], meta["unit_ids"])
         return cls(path, mouse, dict(enumerate(document.tiers)), document)
 
     @property

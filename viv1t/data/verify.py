@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from viv1t.data.finding import Finding
-from viv1t.data.session import LETTERS, STORE_FILE, VARIABLES
+from viv1t.data.session import VARIABLES
 from viv1t.data.stack import FILES, Layout
 from viv1t.data.store import META_FILE, StoreDocument, checksum, video_file
+from viv1t.data.survey import LETTERS, STORE_FILE, session_name
 from viv1t.errors import DataError, missing_folder
+from viv1t.files import open_file
 from viv1t.progress import Progress
 
 _AGAIN = "remove the folder and pack the recording again"
@@ -39,7 +41,7 @@ def verify(folder: Path, *, show_progress: bool = False) -> Iterator[Finding]:
         what = "packing was interrupted"
         yield Finding("warning", LETTERS.get(name, name), (), what, "run `viv1t-data pack` again: it continues")
     for path in stores:
-        name = path.resolve().name
+        name = session_name(path)
         yield from verify_store(LETTERS.get(name, name), path, show_progress=show_progress)
 
 
@@ -87,9 +89,10 @@ def _video_problems(path: Path, document: StoreDocument, progress: Progress) -> 
     sums = document.arrays[FILES["video"]]["files"]
     for trial, expected in zip(document.trials, sums, strict=True):
         try:
-            if checksum(video_file(path, trial).read_bytes()) != expected:
-                changed.append(trial)
-        except OSError:
+            with open_file(video_file(path, trial)) as file:
+                if checksum(file.read()) != expected:
+                    changed.append(trial)
+        except (OSError, DataError):
             missing.append(trial)
         progress.step()
     if missing:
@@ -102,12 +105,12 @@ def _header_problem(path: Path, layout: Layout, variable: str) -> str | None:
     """What is wrong with a file as a whole."""
     header = layout.header(variable)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             found = file.read(len(header))
         size = path.stat().st_size
     except FileNotFoundError:
         return f"{path.name} is missing"
-    except OSError as error:
+    except (OSError, DataError) as error:
         return f"{path.name} cannot be read: {error}"
     if found != header:
         return f"{path.name} is no array of shape {layout.shape(variable)} and type {layout.dtypes[variable]}"

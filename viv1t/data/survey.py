@@ -1,0 +1,137 @@
+"""What lies in a data folder: recordings by mouse, and what looks like one and cannot be used, with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from viv1t.data.archive import ARCHIVES, TIERS_FILE, Problem, archive_problem
+from viv1t.data.finding import Finding
+from viv1t.errors import DataError, missing_folder
+from viv1t.files import shown
+from viv1t.types import SENSORIUM_SESSIONS
+
+STORE_FILE = "store.json"  # what makes a folder a packed session
+LETTERS = {session: letter for letter, session in SENSORIUM_SESSIONS.items()}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The entries of a data folder.
+
+    Attributes:
+        sessions: the folder of each mouse's session, in the order of a run; of an archive, where it would unpack to.
+        left_out: entries that no run uses though they look like recordings, and what else should not be passed over in
+            silence; one finding each, with the entry's name in place of a mouse's.
+    """
+
+    sessions: dict[str, Path] = field(default_factory=dict)
+    left_out: tuple[Finding, ...] = ()
+
+
+def session_name(path: Path) -> str:
+    """The name of a session: that of its folder where it lies, whatever a link points to."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
+def survey(folder: Path) -> Survey:
+    """The recordings in a data folder, as folders or archives: published ones by their letters, then others by name.
+
+    Raises:
+        DataError: two entries are the same mouse.
+    """
+    paths: dict[str, Path] = {}
+    left_out = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        path, problem = _judged(entry)
+        if problem is not None:
+            left_out.append(problem)
+        elif path is not None:
+            paths[path.name] = path
+    for name in sorted(set(paths) & set(SENSORIUM_SESSIONS)):
+        if (published := SENSORIUM_SESSIONS[name]) in paths:
+            raise DataError(f"{folder}: {name} and {published} are both mouse {name}; rename one of them")
+    ordered = sorted(paths, key=lambda name: (LETTERS.get(name) is None, LETTERS.get(name, name)))
+    return Survey({LETTERS.get(name, name): paths[name] for name in ordered}, tuple(left_out))
+
+
+def recordings_in(folder: Path) -> Survey:
+    """The same for whoever looks at recordings: one session or archive as well, and folders that lack their tiers.
+
+    Raises:
+        DataError: there is none.
+    """
+    if folder.suffix == ".zip" and folder.is_file():
+        return Survey({LETTERS.get(folder.stem, folder.stem): folder.with_suffix("")})
+    if not folder.is_dir():
+        raise missing_folder(folder, "give the folder that holds the recording sessions")
+    if _is_session(folder) or _is_like_a_session(folder):
+        name = session_name(folder)
+        return Survey({LETTERS.get(name, name): folder})
+    found = survey(folder)
+    # Training passes over folders without tiers; whoever looks at the data wants to know all about them.
+    others = {f.mouse_id: folder / f.mouse_id for f in found.left_out if _is_like_a_session(folder / f.mouse_id)}
+    sessions = found.sessions | {LETTERS.get(name, name): path for name, path in others.items()}
+    left_out = tuple(f for f in found.left_out if f.mouse_id not in others)
+    if not sessions:
+        raise no_session(folder, left_out)
+    return Survey({mouse: sessions[mouse] for mouse in sorted(sessions)}, left_out)
+
+
+def no_session(folder: Path, left_out: Iterable[Finding], option: str = "") -> DataError:
+    """What is wrong with a folder that holds nothing to use."""
+    reasons = [f"{f.mouse_id}: {f.what} -> {f.fix}" for f in left_out]
+    more = f"; {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}" if reasons else ""
+    found = f"holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)"
+    return DataError(f"{option}{folder}: {found}{more}")
+
+
+def _judged(entry: Path) -> tuple[Path | None, Finding | None]:
+    """A session's folder, or why the entry is none though it looks like one; neither for what is something else."""
+    try:
+        found = _session(entry)
+    except OSError as error:
+        found = "error", f"cannot be read: {error.strerror or error}", "see to it that it can be read"
+    if isinstance(found, Path) and shown(found.name) != found.name:
+        found = "error", "its name is not UTF-8, or holds control characters", "rename it"
+    if found is None or isinstance(found, Path):
+        return found, None
+    severity, what, fix = found
+    return None, Finding(severity, shown(entry.name), (), f"not used: {what}", fix)
+
+
+def _session(entry: Path) -> Path | Problem | None:
+    """The session's folder that an entry is or holds, or why it is none though it looks like one."""
+    if entry.is_symlink() and not os.path.exists(entry):
+        what = f"a link to {shown(os.readlink(entry))}, which is not there"
+        return "error", what, "fetch the recording, or remove the link"
+    if entry.is_dir():
+        os.scandir(entry).close()  # raises where it cannot be read
+        if entry.name in LETTERS or _is_session(entry):
+            return entry
+        if _is_like_a_session(entry):
+            return "error", f"has data/videos, but no {TIERS_FILE}", "give the tier of every trial there"
+        return None
+    if not entry.name.lower().endswith(ARCHIVES):
+        return None
+    path = entry.with_suffix("")
+    if entry.suffix == ".zip" and path.is_dir():
+        return None  # unpacked before
+    if entry.suffix == ".zip" and path.name in LETTERS and entry.is_file():
+        return path
+    return archive_problem(entry) or path
+
+
+def _is_session(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in (TIERS_FILE, STORE_FILE))
+
+
+def _is_like_a_session(folder: Path) -> bool:
+    try:
+        return not _is_session(folder) and (folder / "data" / "videos").is_dir()
+    except OSError:
+        return False
