@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from viv1t.kernels.attention import attention
 from viv1t.kernels.patch_embed import patch_embed
 from viv1t.kernels.readout import readout
-from viv1t.kernels.reference.readout import readout as plain_readout
+from viv1t.kernels.readout.reference import readout as plain_readout
 
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend

@@ -1,1 +1,1 @@
-"""Operators of the hot path. Imports nothing of the rest of the package."""
+"""Operators of the hot path, a room each, and what they share. Imports nothing of the rest of the package."""

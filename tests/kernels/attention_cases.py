@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from rounding import allowed
 from torch import Tensor
-from viv1t.kernels.attention_settings import Norm, Settings
-from viv1t.kernels.reference.attention import attention
+from viv1t.kernels.attention.reference import attention
+from viv1t.kernels.attention.settings import Norm, Settings
 
 
 def joined(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from viv1t.kernels.random import keep_tile
+from viv1t.kernels.common.philox import keep_tile
 
 
 @triton.jit

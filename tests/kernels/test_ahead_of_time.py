@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from viv1t.kernels.ahead_of_time import Usage
+from viv1t.kernels.common.variant import Usage
 
 pytest.importorskip("triton", reason="Triton is not installed")
 

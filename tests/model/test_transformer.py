@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import small_core
 from torch import Tensor, nn
-from viv1t.kernels import parallel_block_cpu
+from viv1t.kernels.parallel_block import cpu
 
 from viv1t.model.layers import blocks as transformer
 from viv1t.model.layers.blocks import Activation, DropPath, PositionGenerator, Transformer, most_square_grid
@@ -74,7 +74,7 @@ def test_groups_change_nothing(monkeypatch: pytest.MonkeyPatch, values: int, axi
 
 
 def take_groups_of(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (transformer, parallel_block_cpu):
+    for module in (transformer, cpu):
         monkeypatch.setattr(module, "_GROUP_VALUES", values)
 
 

@@ -230,7 +230,7 @@ def test_a_step_reads_nothing_before_its_end(
     compiled: bool, case: str, device_without_data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A GPU's kernels take some parallel blocks; others run around the attention's.
-    monkeypatch.setattr("viv1t.kernels.parallel_block._takes", lambda *_: case in ("default", "convolution"))
+    monkeypatch.setattr("viv1t.kernels.parallel_block.operator._takes", lambda *_: case in ("default", "convolution"))
     step = make_step(compiled, device_without_data, **CASES[case])
     lengths = (24, 24) if compiled else (24, 22, 24, 22)
     for again in (False, True):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 from viv1t.kernels.parallel_block import BlockSettings, BlockWeights
-from viv1t.kernels.reference import parallel_block as block
-from viv1t.kernels.reference.patch_embed import patch_embed
-from viv1t.kernels.reference.readout import readout
+from viv1t.kernels.parallel_block import reference as block
+from viv1t.kernels.patch_embed.reference import patch_embed
+from viv1t.kernels.readout.reference import readout
 
 from viv1t.cli.demo import OPTIONS
 from viv1t.cli.train import run

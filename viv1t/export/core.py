@@ -29,7 +29,7 @@ class GraphTokenizer(nn.Module):
         assert tokenizer.projection.bias is not None
         weight, bias = tokenizer.projection.weight.flatten(1), tokenizer.projection.bias
         if tokenizer.normalized:
-            # As in `viv1t.kernels.reference.patch_embed`.
+            # As in `viv1t.kernels.patch_embed.reference`.
             self.eps = tokenizer.patch_norm.eps
             bias = bias + weight @ tokenizer.patch_norm.bias
             weight = weight * tokenizer.patch_norm.weight

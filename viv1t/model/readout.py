@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
-from viv1t.kernels.dropout import new_seed
+from viv1t.kernels.common.dropout import new_seed
 from viv1t.kernels.readout import readout
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.kernels.dropout import keep_rows, keep_scale
+from viv1t.kernels.common.dropout import keep_rows, keep_scale
 
 
 class _MaskedScale(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from viv1t.config import VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.kernels.patch_embed import patch_embed
-from viv1t.kernels.reference.patch_embed import patch_convolution
+from viv1t.kernels.patch_embed.reference import patch_convolution
 from viv1t.model.layers.dropout import Dropout
 from viv1t.types import MAX_FRAMES
 

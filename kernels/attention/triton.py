@@ -1,0 +1,549 @@
+"""Attention on a GPU: one forward kernel, and two for the backward, all without atomics on global memory.
+
+A program owns a block of rows of one head of one sequence and walks over the other side in blocks. A head's columns are
+taken in parts that are powers of two (48 = 32 + 16), so that nothing is padded to the next one. The first backward
+kernel owns queries: it gives their gradient, sum(grad * out) per row, and the incoming gradient as the dropout leaves
+it; the second owns keys and values. Both evaluate the weights again from the log-sum-exp.
+
+D0, D1 and D2 are the sizes of a head's parts, 0 where there is none.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.dropout import drop_threshold, keep_scale
+from ..common.philox import keep_tile
+from ..common.variant import Variant
+from .settings import Normalised, Settings, normalise, normalise_backward
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+_LARGEST_TF32 = 80  # head size
+
+# Integers that a kernel is not compiled again for.
+_SIZES = [
+    *("length", "sequence_stride", "row_stride", "grad_sequence_stride", "grad_row_stride"),
+    *("dpacked_sequence_stride", "dpacked_row_stride", "threshold"),
+]
+
+
+@triton.jit
+def _load(base, rows, stride, length, FIRST: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
+    """Columns FIRST .. FIRST + D of rows of a (length, .) matrix; 0 beyond its end."""
+    at = base + rows[:, None] * stride + (FIRST + tl.arange(0, D))[None, :]
+    if MASKED:
+        return tl.load(at, mask=(rows < length)[:, None], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def _store(base, rows, stride, length, x, FIRST: tl.constexpr, D: tl.constexpr):
+    at = base + rows[:, None] * stride + (FIRST + tl.arange(0, D))[None, :]
+    tl.store(at, x.to(base.dtype.element_ty), mask=(rows < length)[:, None])
+
+
+@triton.jit
+def _store_parts(base, rows, stride, length, x0, x1, x2, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr):
+    _store(base, rows, stride, length, x0, 0, D0)
+    if D1 > 0:
+        _store(base, rows, stride, length, x1, D0, D1)
+    if D2 > 0:
+        _store(base, rows, stride, length, x2, D0 + D1, D2)
+
+
+@triton.jit
+def _load_parts(base, rows, stride, length, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, MASKED: tl.constexpr):
+    """A head's columns in three parts; those that are not there repeat the first and are never used."""
+    x0 = _load(base, rows, stride, length, 0, D0, MASKED)
+    x1 = x0
+    x2 = x0
+    if D1 > 0:
+        x1 = _load(base, rows, stride, length, D0, D1, MASKED)
+    if D2 > 0:
+        x2 = _load(base, rows, stride, length, D0 + D1, D2, MASKED)
+    return x0, x1, x2
+
+
+@triton.jit
+def _product(a0, a1, a2, b0, b1, b2, D1: tl.constexpr, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """a b' over all parts."""
+    c = tl.dot(a0, tl.trans(b0), input_precision=PRECISION)
+    if D1 > 0:
+        c = tl.dot(a1, tl.trans(b1), c, input_precision=PRECISION)
+    if D2 > 0:
+        c = tl.dot(a2, tl.trans(b2), c, input_precision=PRECISION)
+    return c
+
+
+@triton.jit
+def _accumulate(c0, c1, c2, a, b0, b1, b2, D1: tl.constexpr, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """c + a b, part by part."""
+    c0 = tl.dot(a, b0, c0, input_precision=PRECISION)
+    if D1 > 0:
+        c1 = tl.dot(a, b1, c1, input_precision=PRECISION)
+    if D2 > 0:
+        c2 = tl.dot(a, b2, c2, input_precision=PRECISION)
+    return c0, c1, c2
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr):
+    x0 = tl.zeros((ROWS, D0), tl.float32)
+    x1 = x0
+    x2 = x0
+    if D1 > 0:
+        x1 = tl.zeros((ROWS, D1), tl.float32)
+    if D2 > 0:
+        x2 = tl.zeros((ROWS, D2), tl.float32)
+    return x0, x1, x2
+
+
+@triton.jit
+def _place(length, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's sequence (int64), head, and first row; blocks of one head are neighbours and share its keys."""
+    blocks = tl.cdiv(length, BLOCK)
+    program = tl.program_id(0)
+    block = program % blocks
+    head = (program // blocks) % HEADS
+    return (program // blocks // HEADS).to(tl.int64), head, block * BLOCK
+
+
+@triton.jit
+def _dropped(x, seed, rows, first_column, threshold, scale, D: tl.constexpr):
+    return tl.where(keep_tile(seed, rows, first_column, threshold, D, 0), x * scale, 0.0)
+
+
+@triton.jit
+def _forward_step(
+    q0, q1, q2, acc0, acc1, acc2, top, total, k_base, v_base, row_stride, rows, start, length, scale,
+    D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Takes one block of keys and values into the running maximum, sum and weighted sum."""
+    columns = start + tl.arange(0, BLOCK_N)
+    k0, k1, k2 = _load_parts(k_base, columns, row_stride, length, D0, D1, D2, MASKED)
+    s = _product(q0, q1, q2, k0, k1, k2, D1, D2, PRECISION) * scale
+    if MASKED:
+        seen = (columns < length)[None, :]
+        if CAUSAL:
+            seen = seen & (rows[:, None] >= columns[None, :])
+        s = tl.where(seen, s, float("-inf"))
+    higher = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc0 = acc0 * shrink[:, None]
+    if D1 > 0:
+        acc1 = acc1 * shrink[:, None]
+    if D2 > 0:
+        acc2 = acc2 * shrink[:, None]
+    v0, v1, v2 = _load_parts(v_base, columns, row_stride, length, D0, D1, D2, MASKED)
+    acc0, acc1, acc2 = _accumulate(acc0, acc1, acc2, p.to(v0.dtype), v0, v1, v2, D1, D2, PRECISION)
+    return acc0, acc1, acc2, higher, total
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def forward_kernel(
+    packed, out, lse, seed, sequence_stride, row_stride, length, scale, threshold, dropout_scale,
+    HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out (S, L, inner) and lse (S, heads, L), both contiguous; strides of `packed` count UNIT values; scale is in
+    units of log2."""
+    HEAD_DIM: tl.constexpr = D0 + D1 + D2
+    INNER: tl.constexpr = HEADS * HEAD_DIM
+    sequence, head, first_row = _place(length, HEADS, BLOCK_M)
+    row_stride = row_stride * UNIT
+    q_base = packed + sequence * sequence_stride * UNIT + head * HEAD_DIM
+    k_base = q_base + INNER
+    v_base = k_base + INNER
+    rows = first_row + tl.arange(0, BLOCK_M)
+    q0, q1, q2 = _load_parts(q_base, rows, row_stride, length, D0, D1, D2, True)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc0, acc1, acc2 = _zeros(BLOCK_M, D0, D1, D2)
+    full = length // BLOCK_N * BLOCK_N
+    end = length
+    if CAUSAL:
+        full = tl.minimum(full, first_row // BLOCK_N * BLOCK_N)
+        end = tl.minimum(length, first_row + BLOCK_M)
+    for start in range(0, full, BLOCK_N):
+        acc0, acc1, acc2, top, total = _forward_step(
+            q0, q1, q2, acc0, acc1, acc2, top, total, k_base, v_base, row_stride, rows, start, length, scale,
+            D0, D1, D2, BLOCK_N, CAUSAL, False, PRECISION,
+        )  # fmt: skip
+    for start in range(full, end, BLOCK_N):
+        acc0, acc1, acc2, top, total = _forward_step(
+            q0, q1, q2, acc0, acc1, acc2, top, total, k_base, v_base, row_stride, rows, start, length, scale,
+            D0, D1, D2, BLOCK_N, CAUSAL, True, PRECISION,
+        )  # fmt: skip
+    lse_rows = lse + (sequence * HEADS + head) * length + rows
+    tl.store(lse_rows, (top + tl.log2(total)) * _LN2, mask=rows < length)
+    share = 1 / total
+    acc0 = acc0 * share[:, None]
+    acc1 = acc1 * share[:, None]
+    acc2 = acc2 * share[:, None]
+    if DROPOUT:
+        key = tl.load(seed)
+        tokens = sequence * length + rows
+        first = head * HEAD_DIM
+        acc0 = _dropped(acc0, key, tokens, first, threshold, dropout_scale, D0)
+        if D1 > 0:
+            acc1 = _dropped(acc1, key, tokens, first + D0, threshold, dropout_scale, D1)
+        if D2 > 0:
+            acc2 = _dropped(acc2, key, tokens, first + D0 + D1, threshold, dropout_scale, D2)
+    out_base = out + sequence * length * INNER + head * HEAD_DIM
+    _store_parts(out_base, rows, INNER, length, acc0, acc1, acc2, D0, D1, D2)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def backward_q_kernel(
+    packed, grad, out, lse, seed, grad_packed, delta, dropped,
+    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dpacked_sequence_stride, dpacked_row_stride,
+    length, scale, log2_scale, threshold, dropout_scale,
+    HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The queries' gradient; delta (S, heads, L); `dropped` (S, L, inner), the gradient before the dropout."""
+    HEAD_DIM: tl.constexpr = D0 + D1 + D2
+    INNER: tl.constexpr = HEADS * HEAD_DIM
+    sequence, head, first_row = _place(length, HEADS, BLOCK_M)
+    row_stride = row_stride * UNIT
+    q_base = packed + sequence * sequence_stride * UNIT + head * HEAD_DIM
+    k_base = q_base + INNER
+    v_base = k_base + INNER
+    g_base = grad + sequence * grad_sequence_stride * UNIT + head * HEAD_DIM
+    out_base = out + sequence * length * INNER + head * HEAD_DIM
+    rows = first_row + tl.arange(0, BLOCK_M)
+    g0, g1, g2 = _load_parts(g_base, rows, grad_row_stride * UNIT, length, D0, D1, D2, True)
+    # sum(g * out) is the same before and after the dropout.
+    y0, y1, y2 = _load_parts(out_base, rows, INNER, length, D0, D1, D2, True)
+    d = tl.sum(g0.to(tl.float32) * y0.to(tl.float32), 1)
+    if D1 > 0:
+        d += tl.sum(g1.to(tl.float32) * y1.to(tl.float32), 1)
+    if D2 > 0:
+        d += tl.sum(g2.to(tl.float32) * y2.to(tl.float32), 1)
+    per_row = (sequence * HEADS + head) * length + rows
+    tl.store(delta + per_row, d, mask=rows < length)
+    if DROPOUT:
+        key = tl.load(seed)
+        tokens = sequence * length + rows
+        first = head * HEAD_DIM
+        dtype = g0.dtype
+        g0 = _dropped(g0.to(tl.float32), key, tokens, first, threshold, dropout_scale, D0).to(dtype)
+        if D1 > 0:
+            g1 = _dropped(g1.to(tl.float32), key, tokens, first + D0, threshold, dropout_scale, D1).to(dtype)
+        if D2 > 0:
+            g2 = _dropped(g2.to(tl.float32), key, tokens, first + D0 + D1, threshold, dropout_scale, D2).to(dtype)
+        dropped_base = dropped + sequence * length * INNER + head * HEAD_DIM
+        _store_parts(dropped_base, rows, INNER, length, g0, g1, g2, D0, D1, D2)
+    top = tl.load(lse + per_row, mask=rows < length, other=float("inf")) * _LOG2E
+    q0, q1, q2 = _load_parts(q_base, rows, row_stride, length, D0, D1, D2, True)
+    dq0, dq1, dq2 = _zeros(BLOCK_M, D0, D1, D2)
+    full = length // BLOCK_N * BLOCK_N
+    end = length
+    if CAUSAL:
+        full = tl.minimum(full, first_row // BLOCK_N * BLOCK_N)
+        end = tl.minimum(length, first_row + BLOCK_M)
+    for start in range(0, full, BLOCK_N):
+        dq0, dq1, dq2 = _backward_q_step(
+            q0, q1, q2, g0, g1, g2, dq0, dq1, dq2, top, d, k_base, v_base, row_stride, rows, start, length,
+            log2_scale, D0, D1, D2, BLOCK_N, CAUSAL, False, PRECISION,
+        )  # fmt: skip
+    for start in range(full, end, BLOCK_N):
+        dq0, dq1, dq2 = _backward_q_step(
+            q0, q1, q2, g0, g1, g2, dq0, dq1, dq2, top, d, k_base, v_base, row_stride, rows, start, length,
+            log2_scale, D0, D1, D2, BLOCK_N, CAUSAL, True, PRECISION,
+        )  # fmt: skip
+    dq_base = grad_packed + sequence * dpacked_sequence_stride * UNIT + head * HEAD_DIM
+    _store_parts(
+        dq_base, rows, dpacked_row_stride * UNIT, length, dq0 * scale, dq1 * scale, dq2 * scale, D0, D1, D2
+    )  # fmt: skip
+
+
+@triton.jit
+def _backward_q_step(
+    q0, q1, q2, g0, g1, g2, dq0, dq1, dq2, top, d, k_base, v_base, row_stride, rows, start, length, log2_scale,
+    D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    columns = start + tl.arange(0, BLOCK_N)
+    k0, k1, k2 = _load_parts(k_base, columns, row_stride, length, D0, D1, D2, MASKED)
+    v0, v1, v2 = _load_parts(v_base, columns, row_stride, length, D0, D1, D2, MASKED)
+    p = tl.exp2(_product(q0, q1, q2, k0, k1, k2, D1, D2, PRECISION) * log2_scale - top[:, None])
+    if MASKED:
+        seen = (columns < length)[None, :]
+        if CAUSAL:
+            seen = seen & (rows[:, None] >= columns[None, :])
+        p = tl.where(seen, p, 0.0)
+    ds = p * (_product(g0, g1, g2, v0, v1, v2, D1, D2, PRECISION) - d[:, None])
+    return _accumulate(dq0, dq1, dq2, ds.to(k0.dtype), k0, k1, k2, D1, D2, PRECISION)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def backward_kv_kernel(
+    packed, grad, lse, delta, grad_packed,
+    sequence_stride, row_stride, grad_sequence_stride, grad_row_stride, dpacked_sequence_stride, dpacked_row_stride,
+    length, scale, log2_scale,
+    HEADS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of BLOCK_N keys and values, over queries in blocks of BLOCK_M; `grad` is before the dropout."""
+    HEAD_DIM: tl.constexpr = D0 + D1 + D2
+    INNER: tl.constexpr = HEADS * HEAD_DIM
+    sequence, head, first_column = _place(length, HEADS, BLOCK_N)
+    row_stride = row_stride * UNIT
+    grad_row_stride = grad_row_stride * UNIT
+    q_base = packed + sequence * sequence_stride * UNIT + head * HEAD_DIM
+    k_base = q_base + INNER
+    v_base = k_base + INNER
+    g_base = grad + sequence * grad_sequence_stride * UNIT + head * HEAD_DIM
+    per_head = (sequence * HEADS + head) * length
+    columns = first_column + tl.arange(0, BLOCK_N)
+    k0, k1, k2 = _load_parts(k_base, columns, row_stride, length, D0, D1, D2, True)
+    v0, v1, v2 = _load_parts(v_base, columns, row_stride, length, D0, D1, D2, True)
+    dk0, dk1, dk2 = _zeros(BLOCK_N, D0, D1, D2)
+    dv0, dv1, dv2 = _zeros(BLOCK_N, D0, D1, D2)
+    full = length // BLOCK_M * BLOCK_M
+    first = first_column * 0
+    if CAUSAL:
+        # Queries from the first that sees a key of this block; from `below` on each sees all of them.
+        first = first_column // BLOCK_M * BLOCK_M
+        below = tl.minimum(tl.cdiv(first_column + BLOCK_N, BLOCK_M) * BLOCK_M, length)
+        for start in range(first, below, BLOCK_M):
+            dk0, dk1, dk2, dv0, dv1, dv2 = _backward_kv_step(
+                k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, lse + per_head, delta + per_head,
+                q_base, g_base, row_stride, grad_row_stride, columns, start, length, log2_scale,
+                D0, D1, D2, BLOCK_M, True, True, PRECISION,
+            )  # fmt: skip
+        first = below
+    for start in range(first, full, BLOCK_M):
+        dk0, dk1, dk2, dv0, dv1, dv2 = _backward_kv_step(
+            k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, lse + per_head, delta + per_head,
+            q_base, g_base, row_stride, grad_row_stride, columns, start, length, log2_scale,
+            D0, D1, D2, BLOCK_M, False, False, PRECISION,
+        )  # fmt: skip
+    for start in range(tl.maximum(first, full), length, BLOCK_M):
+        dk0, dk1, dk2, dv0, dv1, dv2 = _backward_kv_step(
+            k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, lse + per_head, delta + per_head,
+            q_base, g_base, row_stride, grad_row_stride, columns, start, length, log2_scale,
+            D0, D1, D2, BLOCK_M, False, True, PRECISION,
+        )  # fmt: skip
+    dk_base = grad_packed + sequence * dpacked_sequence_stride * UNIT + head * HEAD_DIM + INNER
+    dpacked_row_stride = dpacked_row_stride * UNIT
+    _store_parts(dk_base, columns, dpacked_row_stride, length, dk0 * scale, dk1 * scale, dk2 * scale, D0, D1, D2)
+    _store_parts(dk_base + INNER, columns, dpacked_row_stride, length, dv0, dv1, dv2, D0, D1, D2)
+
+
+@triton.jit
+def _backward_kv_step(
+    k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, lse, delta, q_base, g_base, row_stride, grad_row_stride,
+    columns, start, length, log2_scale,
+    D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_M: tl.constexpr, DIAGONAL: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    rows = start + tl.arange(0, BLOCK_M)
+    q0, q1, q2 = _load_parts(q_base, rows, row_stride, length, D0, D1, D2, MASKED)
+    g0, g1, g2 = _load_parts(g_base, rows, grad_row_stride, length, D0, D1, D2, MASKED)
+    if MASKED:
+        # Rows beyond the end weigh 0.
+        top = tl.load(lse + rows, mask=rows < length, other=float("inf")) * _LOG2E
+        d = tl.load(delta + rows, mask=rows < length, other=0.0)
+    else:
+        top = tl.load(lse + rows) * _LOG2E
+        d = tl.load(delta + rows)
+    p = tl.exp2(_product(k0, k1, k2, q0, q1, q2, D1, D2, PRECISION) * log2_scale - top[None, :])
+    if DIAGONAL:
+        p = tl.where(rows[None, :] >= columns[:, None], p, 0.0)
+    dv0, dv1, dv2 = _accumulate(dv0, dv1, dv2, p.to(g0.dtype), g0, g1, g2, D1, D2, PRECISION)
+    ds = p * (_product(v0, v1, v2, g0, g1, g2, D1, D2, PRECISION) - d[None, :])
+    dk0, dk1, dk2 = _accumulate(dk0, dk1, dk2, ds.to(q0.dtype), q0, q1, q2, D1, D2, PRECISION)
+    return dk0, dk1, dk2, dv0, dv1, dv2
+
+
+def parts_of(head_dim: int) -> tuple[int, int, int]:
+    """A head's columns as powers of two from 16, largest first: 112 -> (64, 32, 16), 48 -> (32, 16, 0).
+
+    Raises:
+        ValueError: not a multiple of 16 up to 128.
+    """
+    if head_dim % 16 or not 16 <= head_dim <= 128:
+        raise ValueError(f"the GPU's attention takes head sizes that are multiples of 16 up to 128, not {head_dim}")
+    parts = [size for size in (128, 64, 32, 16) if head_dim & size]
+    first, second, third = (*parts, 0, 0)[:3]
+    return first, second, third
+
+
+class Tile(NamedTuple):
+    """How a kernel is cut: rows and columns of a block, warps, and stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, length: int) -> Tile:
+    """The tile of `forward`, `backward_q` or `backward_kv`, such that no registers spill; not yet chosen by timings."""
+    if dtype == torch.float32 and precision == "ieee":  # without tensor cores operands are in registers
+        if kernel == "backward_kv":
+            return Tile(16, 32, 8, 1)
+        if kernel == "forward" and head_dim in (80, 96):
+            return Tile(32, 32, 8, 2)
+        if kernel == "backward_q" and head_dim == 128:
+            return Tile(16, 16, 8, 2)
+        one_stage = (48, 112) if kernel == "forward" else (112,)
+        return Tile(32, 16, 8, 1 if head_dim in one_stage else 2)
+    if dtype == torch.float32:
+        if kernel == "backward_kv":
+            return Tile(16, 32, 4, 2)
+        return Tile(64, 32 if kernel == "backward_q" or head_dim > 48 else 16, 4, 2)
+    if kernel == "forward":
+        if head_dim > 96:
+            return Tile(128, 32, 8, 2)
+        # A larger block reads keys and values less often, but may be padded more.
+        rows = 128 if _padded(length, 128) <= 1.15 * _padded(length, 64) else 64
+        return Tile(rows, 64, rows // 16, 2)
+    if kernel == "backward_q":
+        return Tile(64, 32, 4 if head_dim <= 80 else 8, 2)
+    return Tile(32 if head_dim <= 80 else 16, 64, 4, 2)
+
+
+def _padded(length: int, block: int) -> int:
+    return -(-length // block) * block
+
+
+def _precision(dtype: torch.dtype, head_dim: int) -> str:
+    """How float32 is multiplied: as PyTorch is set, but exactly where TF32 would spill registers."""
+    tf32 = dtype == torch.float32 and head_dim <= _LARGEST_TF32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if tf32 else "ieee"
+
+
+def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
+    """A number of values that divides all strides, so that the compiler knows alignment; strides in that unit."""
+    strides = [stride for t in tensors for stride in t.stride()[:2]]
+    unit = next(u for u in (16, 8, 1) if all(stride % u == 0 for stride in strides))
+    return unit, [stride // unit for stride in strides]
+
+
+def _contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _normalised(packed: Tensor, settings: Settings) -> tuple[Tensor, Normalised, Normalised]:
+    """`packed` as the kernels take it."""
+    q, k, v = packed.split(settings.inner, dim=-1)
+    q_norm, k_norm = normalise(q, settings.q_norm), normalise(k, settings.k_norm)
+    if settings.q_norm is None and settings.k_norm is None:
+        return _contiguous_rows(packed), q_norm, k_norm
+    return torch.cat((q_norm.y, k_norm.y, v), dim=-1), q_norm, k_norm
+
+
+def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """See `settings.py`."""
+    packed, _, _ = _normalised(packed, settings)
+    sequences, length, _ = packed.shape
+    out = packed.new_empty(sequences, length, settings.inner)
+    lse = packed.new_empty(sequences, settings.heads, length, dtype=torch.float32)
+    if not out.numel():
+        return out, lse
+    precision = _precision(packed.dtype, settings.head_dim)
+    tile = tile_of("forward", settings.head_dim, precision, packed.dtype, length)
+    unit, strides = _strides(packed)
+    with torch.cuda.device_of(packed):
+        forward_kernel[(sequences * settings.heads * triton.cdiv(length, tile.block_m),)](
+            packed, out, lse, settings.seed, *strides, length, settings.scale * _LOG2E.value,
+            drop_threshold(settings.dropout), keep_scale(settings.dropout),
+            settings.heads, *parts_of(settings.head_dim), unit, tile.block_m, tile.block_n, settings.causal,
+            settings.seed is not None, precision, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def _launch_backward(
+    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, settings: Settings, grad_packed: Tensor
+) -> None:
+    sequences, length, _ = packed.shape
+    programs, head_dim, dtype = sequences * settings.heads, settings.head_dim, packed.dtype
+    dropout, precision = settings.seed is not None, _precision(dtype, head_dim)
+    delta = torch.empty_like(lse)
+    dropped = torch.empty_like(out) if dropout else grad
+    sizes = (length, settings.scale, settings.scale * _LOG2E.value)
+    constants = (settings.heads, *parts_of(head_dim))
+    with torch.cuda.device_of(packed):
+        tile = tile_of("backward_q", head_dim, precision, dtype, length)
+        unit, strides = _strides(packed, grad, grad_packed)
+        backward_q_kernel[(programs * triton.cdiv(length, tile.block_m),)](
+            packed, grad, out, lse, settings.seed, grad_packed, delta, dropped, *strides, *sizes,
+            drop_threshold(settings.dropout), keep_scale(settings.dropout),
+            *constants, unit, tile.block_m, tile.block_n, settings.causal, dropout, precision,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        tile = tile_of("backward_kv", head_dim, precision, dtype, length)
+        unit, strides = _strides(packed, dropped, grad_packed)
+        backward_kv_kernel[(programs * triton.cdiv(length, tile.block_n),)](
+            packed, dropped, lse, delta, grad_packed, *strides, *sizes,
+            *constants, unit, tile.block_m, tile.block_n, settings.causal, precision,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+
+def backward(
+    grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, settings: Settings, grad_packed: Tensor
+) -> list[Tensor]:
+    """See `settings.py`."""
+    packed, q_norm, k_norm = _normalised(packed, settings)
+    grad, out = _contiguous_rows(grad), out.contiguous()
+    if out.numel():
+        _launch_backward(grad, packed, out, lse, settings, grad_packed)
+    weights: list[Tensor] = []
+    for part, norm in zip(grad_packed.split(settings.inner, dim=-1)[:2], (q_norm, k_norm), strict=True):
+        if norm.norm is not None:
+            dx, parts = normalise_backward(part, norm)
+            part.copy_(dx)
+            weights += parts
+    return weights
+
+
+def variants() -> Iterator[Variant]:
+    """Every specialisation, with strides and lengths of the kind that the model has."""
+    kernels = {"forward": forward_kernel, "backward_q": backward_q_kernel, "backward_kv": backward_kv_kernel}
+    types = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
+    for (dtype, precision), head_dim, (name, kernel) in itertools.product(types, range(16, 129, 16), kernels.items()):
+        if precision == "tf32" and head_dim > _LARGEST_TF32:
+            continue
+        for tile in sorted({tile_of(name, head_dim, precision, dtype, length) for length in (64, 116, 435)}):
+            for causal, dropout in itertools.product((False, True), repeat=2):
+                if dropout and name == "backward_kv":
+                    continue
+                yield _variant(name, kernel, dtype, precision, head_dim, tile, causal, dropout)
+
+
+def _variant(
+    name: str, kernel: Any, dtype: torch.dtype, precision: str, head_dim: int, tile: Tile, causal: bool, dropout: bool
+) -> Variant:
+    d0, d1, d2 = parts_of(head_dim)
+    values: dict[str, Any] = {
+        **dict.fromkeys(("packed", "out", "grad", "grad_packed", "dropped"), dtype),
+        **dict.fromkeys(("lse", "delta"), torch.float32), "seed": torch.int64 if dropout else None,
+        **dict.fromkeys(("scale", "log2_scale", "dropout_scale"), float), "threshold": int, "length": int,
+        "HEADS": 11, "D0": d0, "D1": d1, "D2": d2, "UNIT": 8, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "CAUSAL": causal, "DROPOUT": dropout, "PRECISION": precision,
+    }  # fmt: skip
+    arguments = {n: int if n.endswith("stride") else values[n] for n in kernel.arg_names}
+    kind = "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
+    flags = [flag for flag, on in (("causal", causal), ("dropout", dropout)) if on]
+    label = f"{name} {kind} {head_dim} {tile.block_m}x{tile.block_n}"
+    return Variant(" ".join([label, *flags]), kernel, arguments, tile.warps, tile.stages)

@@ -1,0 +1,179 @@
+"""The operator `viv1t::parallel_block`: a Transformer block with attention and feed-forward side by side, whole.
+
+In training it keeps its input, and, where memory is to buy time, the fused projection and the attention's result. Masks
+are drawn again from the seed. GPUs run the Triton kernels of `triton.py`, CPUs `cpu.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..attention.operator import attention
+from ..common.dropout import new_seed
+from ..common.exporting import is_exporting
+from ..common.precision import HALF
+from . import cpu, reference
+from .settings import BlockSettings, BlockWeights
+
+__all__ = ["BlockSettings", "BlockWeights", "parallel_block"]
+
+_TRITON = importlib.util.find_spec("triton") is not None
+# A program of a GPU holds rows of D values whole.
+_LARGEST_DEPTH = 256
+
+
+def parallel_block(
+    x: Tensor, weights: BlockWeights, settings: BlockSettings, *, keep: bool = False, seed: Tensor | None = None
+) -> Tensor:
+    """The block's result for x (S, L, D), in its dtype; `reference.py` defines it.
+
+    The GPU's kernels take half precision, and float32 where PyTorch may multiply it as TF32, for D up to 256. Others,
+    bound by arithmetic there, run as the definition around the operator `viv1t::attention`; where the model is
+    exported, the definition runs as it stands.
+
+    Args:
+        x: (S, L, D) of any strides.
+        weights: of the block.
+        settings: of the block; rates of 0 drop nothing.
+        keep: keep the fused projection and the attention's result for the backward rather than compute them again.
+        seed: (1,) int64 on the same device that decides what the operator drops; drawn here if None and needed. The
+            same seed drops other elements on a GPU than on a CPU.
+    """
+    if is_exporting():
+        return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, True))
+    if not _takes(x, settings):
+        if keep or not torch.is_grad_enabled():
+            return around_attention(x, weights, settings)
+        y: Tensor = checkpoint(around_attention, x, weights, settings, use_reentrant=False)
+        return y
+    if seed is None and settings.drops:
+        seed = new_seed(x.device)
+    return _forward(x, *weights, seed, *settings, keep)[0]
+
+
+def _takes(x: Tensor, settings: BlockSettings) -> bool:
+    """Whether the operator takes these inputs."""
+    if x.device.type == "cpu":
+        return True
+    tensor_cores = settings.dtype in HALF or (settings.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
+    fits = x.shape[2] <= _LARGEST_DEPTH and x.dtype != torch.float64
+    return x.is_cuda and _TRITON and tensor_cores and fits
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    """The module with what `settings.py` lists."""
+    if device.type == "cpu":
+        return cpu
+    from . import triton
+
+    return triton
+
+
+def around_attention(x: Tensor, weights: BlockWeights, settings: BlockSettings) -> Tensor:
+    """The block as plain operations around the attention's operator, which keeps neither scores nor masks."""
+
+    def attend(packed: Tensor) -> Tensor:
+        return attention(
+            packed, settings.heads, weights.inner // settings.heads, settings.scale, q_weight=weights.q_weight,
+            q_bias=weights.q_bias, k_weight=weights.k_weight, k_bias=weights.k_bias,
+            dropout=settings.attention_dropout,
+        )  # fmt: skip
+
+    return reference.parallel_block(x, weights, settings, reference.draw(x, weights, settings, False), attend)
+
+
+@torch.library.custom_op("viv1t::parallel_block", mutates_args=())
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fused: Tensor,
+    attention_out: Tensor,
+    ff_out: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    scale: float,
+    attention_dropout: float,
+    ff_dropout: float,
+    drop_path: float,
+    eps: float,
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result, and three that the backward needs, empty unless `keep`."""
+    weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
+    settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
+    y, kept = _implementation(x.device).forward(x, weights, settings, seed, keep)
+    return y, *kept
+
+
+@_forward.register_fake
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weights, settings, keep = BlockWeights(*rest[:9]), BlockSettings(*rest[10:-1]), rest[-1]
+    return x.new_empty(x.shape), *_implementation(x.device).new_kept(x, weights, settings, keep)
+
+
+@torch.library.custom_op("viv1t::parallel_block_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    packed: Tensor,
+    attended: Tensor,
+    lse: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fused: Tensor,
+    attention_out: Tensor,
+    ff_out: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    seed: Tensor | None,
+    heads: int,
+    scale: float,
+    attention_dropout: float,
+    ff_dropout: float,
+    drop_path: float,
+    eps: float,
+    dtype: torch.dtype,
+    keep: bool,
+) -> list[Tensor]:
+    """Gradients of x and of each weight that is given, in order."""
+    weights = BlockWeights(norm_weight, norm_bias, fused, attention_out, ff_out, q_weight, q_bias, k_weight, k_bias)
+    settings = BlockSettings(heads, scale, attention_dropout, ff_dropout, drop_path, eps, dtype)
+    kept = (packed, attended, lse) if keep else None
+    return _implementation(x.device).backward(grad, x, weights, settings, seed, kept)
+
+
+@_backward.register_fake
+def _(grad: Tensor, packed: Tensor, attended: Tensor, lse: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(torch.empty_like(w) for w in rest[:9] if w is not None)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs[:11])
+    ctx.settings = inputs[11:]
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    weights = ctx.saved_tensors[4:13]
+    nothing = (None,) * (1 + len(ctx.settings))
+    if grad is None:
+        return (None,) * 10 + nothing
+    grad_x, *others = _backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return grad_x, *(None if w is None else others.pop(0) for w in weights), *nothing
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,204 @@
+"""The patch embedding's product on a GPU: a kernel forward, one for the weight's gradient, without atomics.
+
+With time contiguous, what a patch's position sees over all output frames is a matrix of overlapping rows, whose values
+lie at a row's start plus a column's offset: the kernels read it from the video and never write it out. A program of the
+forward owns a block of output frames at one position and scales and offsets its sums before they are stored. One of the
+backward owns a block of the weight's values and walks over a part of the positions; parts are added in a fixed order.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.precision import input_precision
+from ..common.variant import Variant
+
+
+@triton.jit
+def _offsets(k, frames, WIDTH: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr):
+    """From a patch's first value to its values k, numbered (row, column, frame), in a video (H, W, T)."""
+    pixel = k // PT
+    return (pixel // PS * WIDTH + pixel % PS) * frames + k % PT
+
+
+@triton.jit
+def _start(video, sequence, frames, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+           ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """The first value at a position: sequence = (trial * ROWS + row) * COLUMNS + column of patches."""
+    trial = sequence // (ROWS * COLUMNS)
+    row = sequence // COLUMNS % ROWS
+    pixel = row * STRIDE * WIDTH + sequence % COLUMNS * STRIDE
+    return video + tl.cast(trial, tl.int64) * (HEIGHT * WIDTH) * frames + pixel * frames
+
+
+@triton.jit
+def _tokens(sequence, steps, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Numbers of a position's tokens at output frames `steps` among (B, t, ROWS * COLUMNS)."""
+    patches: tl.constexpr = ROWS * COLUMNS
+    trial = tl.cast(sequence // patches, tl.int64)
+    return (trial * length + steps) * patches + sequence % patches
+
+
+@triton.jit
+def project_kernel(
+    video, weight, same, rstd, offset, out, frames, length, time_stride,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr,
+    PT: tl.constexpr, PS: tl.constexpr, D: tl.constexpr, SAME: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out (B, t, P, D) = (patches of video (B, H, W, T) . weight (K, D) + same (B, t, D)) * rstd (B, t, P) + offset."""
+    values: tl.constexpr = PT * PS * PS
+    blocks = tl.cdiv(length, BLOCK_M)
+    sequence = tl.program_id(0) // blocks
+    steps = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    at = _start(video, sequence, frames, HEIGHT, WIDTH, STRIDE, ROWS, COLUMNS)
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first in range(0, values, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        places = (steps * time_stride)[:, None] + _offsets(k, frames, WIDTH, PT, PS)[None, :]
+        patch = tl.load(at + places, mask=(steps < length)[:, None] & (k < values)[None, :], other=0.0)
+        inside = (k < values)[:, None] & (columns < D)[None, :]
+        w = tl.load(weight + k[:, None] * D + columns[None, :], mask=inside, other=0.0)
+        total = tl.dot(patch, w, total, input_precision=PRECISION)
+    tokens = _tokens(sequence, steps, length, ROWS, COLUMNS)
+    inside = (steps < length)[:, None] & (columns < D)[None, :]
+    if SAME:
+        frame = tl.cast(sequence // (ROWS * COLUMNS), tl.int64) * length + steps
+        total += tl.load(same + frame[:, None] * D + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    total *= tl.load(rstd + tokens, mask=steps < length, other=0.0).to(tl.float32)[:, None]
+    total += tl.load(offset + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + tokens[:, None] * D + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def weight_kernel(
+    grad, rstd, video, of_weight, frames, length, time_stride, sequences, span,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr,
+    PT: tl.constexpr, PS: tl.constexpr, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """of_weight (splits, K, D): patches' . (grad * rstd) of `span` positions each; grad (B, t, P, D)."""
+    values: tl.constexpr = PT * PS * PS
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    split = tl.program_id(1)
+    columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offsets = _offsets(k, frames, WIDTH, PT, PS)
+    blocks = tl.cdiv(length, BLOCK_M)
+    total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for i in range(split * span * blocks, tl.minimum(split * span + span, sequences) * blocks):
+        sequence = i // blocks
+        steps = i % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+        at = _start(video, sequence, frames, HEIGHT, WIDTH, STRIDE, ROWS, COLUMNS)
+        places = offsets[:, None] + (steps * time_stride)[None, :]
+        patch = tl.load(at + places, mask=(k < values)[:, None] & (steps < length)[None, :], other=0.0)
+        tokens = _tokens(sequence, steps, length, ROWS, COLUMNS)
+        inside = (steps < length)[:, None] & (columns < D)[None, :]
+        g = tl.load(grad + tokens[:, None] * D + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        g *= tl.load(rstd + tokens, mask=steps < length, other=0.0).to(tl.float32)[:, None]
+        total = tl.dot(patch, g.to(patch.dtype), total, input_precision=PRECISION)
+    at = of_weight + (tl.cast(split, tl.int64) * values + k)[:, None] * D + columns[None, :]
+    tl.store(at, total, mask=(k < values)[:, None] & (columns < D)[None, :])
+
+
+class Tile(NamedTuple):
+    """How a kernel is cut: output frames, a patch's values and columns of a block; warps, stages."""
+
+    frames: int
+    values: int
+    columns: int
+    warps: int
+    stages: int
+
+
+# Parts that the positions are cut into in the backward; the weight's gradient exists once for each.
+_SPLITS = 16
+
+
+def tile_of(kernel: str, depth: int, length: int, dtype: torch.dtype) -> Tile:
+    """The tile of `project` or `weight`; chosen by registers and padding, not yet by timings."""
+    columns = min(128, max(16, triton.next_power_of_2(depth)))
+    if dtype == torch.float32:
+        return Tile(64, 32, columns, 8, 2) if kernel == "project" else Tile(32, 64, columns, 8, 2)
+    if kernel == "project":
+        return Tile(128 if -length % 128 <= -length % 64 + 16 else 64, 32, columns, 8, 3)
+    return Tile(32, 128, columns, 8, 3)
+
+
+def _geometry(video: Tensor, patches: Sequence[int], stride: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """HEIGHT, WIDTH, ROWS, COLUMNS, STRIDE, PT and PS."""
+    if size[1] != size[2] or stride[1] != stride[2]:
+        raise ValueError(f"the GPU's patch embedding takes square patches and strides, not {size[1:]}, {stride[1:]}")
+    return *video.shape[3:], *patches[1:], stride[1], *size[:2]
+
+
+def _time_last(video: Tensor) -> Tensor:
+    return video[:, 0].permute(0, 2, 3, 1).contiguous()
+
+
+def project(
+    video: Tensor, kernel: Tensor, stride: Sequence[int], same: Tensor | None, rstd: Tensor, offset: Tensor
+) -> Tensor:
+    """See `cpu.py`."""
+    batch, length, *grid, _ = rstd.shape
+    depth, *size = kernel.shape
+    out = offset.new_empty(batch, length, *grid, depth)
+    tile = tile_of("project", depth, length, video.dtype)
+    weight = kernel.permute(2, 3, 1, 0).contiguous()
+    if same is not None:
+        same = same.transpose(1, 2).contiguous()
+    programs = batch * grid[0] * grid[1] * triton.cdiv(length, tile.frames), triton.cdiv(depth, tile.columns)
+    project_kernel[programs](
+        _time_last(video), weight, same, rstd, offset, out, video.shape[2], length, stride[0],
+        *_geometry(video, [length, *grid], stride, size), depth, same is not None,
+        tile.frames, tile.values, tile.columns, input_precision(video.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
+
+
+def project_backward(grad: Tensor, rstd: Tensor, video: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """See `cpu.py`."""
+    batch, length, *grid, depth = grad.shape
+    values, sequences = size[0] * size[1] * size[2], batch * grid[0] * grid[1]
+    tile, span = tile_of("weight", depth, length, video.dtype), triton.cdiv(sequences, _SPLITS)
+    splits = triton.cdiv(sequences, span)
+    of_weight = torch.empty((splits, values, depth), dtype=torch.float32, device=grad.device)
+    weight_kernel[(triton.cdiv(values, tile.values), splits, triton.cdiv(depth, tile.columns))](
+        grad.contiguous(), rstd, _time_last(video), of_weight, video.shape[2], length, stride[0], sequences, span,
+        *_geometry(video, [length, *grid], stride, size), depth,
+        tile.frames, tile.values, tile.columns, input_precision(video.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return of_weight.sum(0).view(*size[1:], size[0], depth).permute(3, 2, 0, 1)
+
+
+def variants() -> Iterator[Variant]:
+    """Every specialisation of the sizes that models have, for the published frames and patches."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for depth in (32, 64, 112, 160):
+            for tile in sorted({tile_of("project", depth, length, dtype) for length in (64, 116)}):
+                for same in (True, False):
+                    yield _variant("project", project_kernel, dtype, depth, tile, same)
+            yield _variant("weight", weight_kernel, dtype, depth, tile_of("weight", depth, 116, dtype), False)
+
+
+def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, tile: Tile, same: bool) -> Variant:
+    values: dict[str, Any] = {
+        **dict.fromkeys(("video", "weight"), dtype),
+        **dict.fromkeys(("rstd", "offset", "out", "grad", "of_weight"), torch.float32),
+        **dict.fromkeys(("frames", "length", "time_stride", "sequences", "span"), int),
+        "same": torch.float32 if same else None, "SAME": same, "HEIGHT": 36, "WIDTH": 64, "ROWS": 15, "COLUMNS": 29,
+        "STRIDE": 2, "PT": 25, "PS": 7, "D": depth, "BLOCK_M": tile.frames, "BLOCK_K": tile.values,
+        "BLOCK_D": tile.columns, "PRECISION": input_precision(dtype),
+    }  # fmt: skip
+    label = f"patch_embed {name} {str(dtype).removeprefix('torch.')} {depth} {tile.frames}x{tile.values}"
+    arguments = {n: values[n] for n in kernel.arg_names}
+    return Variant(f"{label} state" if same else label, kernel, arguments, tile.warps, tile.stages)

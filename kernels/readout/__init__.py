@@ -1,0 +1,5 @@
+"""Neurons that sample maps at their positions."""
+
+from .operator import readout
+
+__all__ = ["readout"]
