@@ -26,13 +26,23 @@ def golden() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def golden_in_silico(golden: Path) -> Path:
-    """Numbers that published code computed in in-silico experiments, beside those of the models."""
-    folder = golden.parent / "golden_in_silico"
+def _neighbour(golden: Path, name: str) -> Path:
+    folder = golden.parent / name
     if not (folder / "README.md").exists():
         pytest.skip(f"golden numbers not found at {folder}; they are looked for beside VIV1T_GOLDEN")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_in_silico(golden: Path) -> Path:
+    """Numbers that published code computed in in-silico experiments, beside those of the models."""
+    return _neighbour(golden, "golden_in_silico")
+
+
+@pytest.fixture(scope="session")
+def golden_experanto(golden: Path) -> Path:
+    """Recordings in the experanto format and what its package reads in them, beside the models' numbers."""
+    return _neighbour(golden, "golden_experanto")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
