@@ -1,5 +1,6 @@
 """Errors a user can cause. The command line prints them as one line, without a traceback."""
 
+import os
 from pathlib import Path
 
 
@@ -27,6 +28,24 @@ def missing_folder(folder: Path, advice: str, option: str = "") -> DataError:
 
 class CheckpointError(Viv1tError, ValueError):
     """A run folder or checkpoint that is missing, damaged, in use or does not fit the model. Exit status 1."""
+
+
+class WriteError(Viv1tError, OSError):
+    """A file that cannot be written: a full disk, a quota, a limit, a folder that is closed. Exit status 1.
+
+    Args:
+        path: of the file.
+        reason: why, as an error of the system, with its number if there is one.
+        advice: what to do.
+    """
+
+    def __init__(self, path: Path, reason: OSError, advice: str) -> None:
+        words = os.strerror(reason.errno) if reason.errno else str(reason)  # some libraries put in their own
+        super().__init__(f"{path}: cannot be written ({words}){advice}")
+        self.errno, self.strerror, self.filename = reason.errno, words, str(path)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,18 +2,124 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import resource
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from unicodedata import category
 
-from viv1t.errors import DataError
+from viv1t.errors import DataError, Viv1tError, WriteError
 
 _PART = ".part"  # in the names of what is being written
+_PROBE = 1 << 20  # bytes: more than what writers hold back
+
+# What the system says of writing, and never of reading.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Whatever keeps the file from being written inside becomes one line with its name, the reason and what to do.
+
+    Writers in native code have errors of their own, for a full disk too: what the system says is in their words, or is
+    asked of it again. Other errors pass.
+
+    Args:
+        path: the file.
+        temporary: where it is written until it is whole.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        place = temporary or path
+        reason = _reason(error, place)
+        if reason is None:
+            raise
+        name = _named(reason)
+        about = path if name in (None, place) else name  # something else may have been written meanwhile
+        raise WriteError(about, reason, advice(reason, about)) from error
+
+
+def _named(error: OSError) -> Path | None:
+    return None if error.filename is None else Path(os.fsdecode(error.filename))
+
+
+def _reason(error: Exception, place: Path) -> OSError | None:
+    """What the system has against writing `place`; None for an error about something else."""
+    if isinstance(error, OSError) and error.errno is not None:
+        about_it = error.errno != errno.ENOENT and _named(error) in (place, *place.parents)
+        return error if error.errno in FULL or about_it else None
+    if isinstance(error, Viv1tError):
+        return None
+    said = re.search(r"(?:os error|errno|code:) (\d+)", str(error))
+    if said is not None and int(said[1]) in (*FULL, *_CLOSED):
+        return OSError(int(said[1]), os.strerror(int(said[1])))
+    try:
+        with open(place, "rb+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                for _ in range(2):  # the first may be taken in part
+                    file.write(bytes(_PROBE))
+                os.fsync(file.fileno())
+            finally:
+                with suppress(OSError):
+                    file.truncate(size)
+    except OSError as full:
+        return full if full.errno in FULL else None
+    return None
+
+
+def advice(reason: OSError, path: Path) -> str:
+    """What to do about an error of writing `path`, after its reason in a line; nothing where nothing is known."""
+    folder = next(p for p in (path.parent, *path.absolute().parents) if p.is_dir())
+    if reason.errno == errno.ENOSPC:
+        free = shutil.disk_usage(folder).free
+        return f" ({free / 1e6:.1f} MB are free); make room on its disk, or choose a folder on another"
+    if reason.errno == errno.EDQUOT:
+        return "; your quota of its disk is used up: delete files of yours there, or choose a folder on another"
+    if reason.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        what = "its disk takes no file as large" if limit == resource.RLIM_INFINITY else f"the limit is {limit} bytes"
+        return f"; {what}: raise it (ulimit -f), or choose a folder on another disk"
+    if reason.errno in _CLOSED:
+        return "; choose a folder that you may write to"
+    return ""
+
+
+def allocate(file: int, size: int) -> None:
+    """Takes `size` bytes of the disk for an open file: memory mapped on a file with holes dies where the disk is full.
+
+    Raises:
+        OSError: there is not as much.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a disk that has no such thing
+                raise
+    for start in range(0, size, _PROBE):
+        write_all(file, bytes(min(_PROBE, size - start)), start)
+
+
+def write_all(file: int, data: bytes | memoryview, place: int) -> None:
+    """Writes `data` at `place` of an open file, however little the system takes at a time."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, place)
+        view, place = view[written:], place + written
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,20 +166,25 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`; what was written there replaces `path` at the end, or vanishes on an error.
 
     What `path` was is kept as `previous`, if given: at every moment one of the two is whole.
+
+    Raises:
+        WriteError: the file cannot be written, by whatever writer.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{_PART}{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers make private files; results are for sharing
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with writing(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers make private files; results are for sharing
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder is none
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
+from full_disks import largest_file
 
 import viv1t
 from viv1t.cli.predict import main
@@ -237,3 +239,15 @@ def test_the_command_alone_needs_no_pytorch() -> None:
     program = f"import sys, viv1t.cli.predict; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("more", [[], ["--format", "parquet"]], ids=["npy", "parquet"])
+def test_a_full_disk_is_named_with_the_file(
+    more: list[str], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if more:
+        pytest.importorskip("pyarrow")
+    with largest_file(1000):
+        line = ran([runs / "one", "--out", tmp_path, "--quiet", *more], capsys, 1)
+    assert re.search(rf"{tmp_path}/\S+: cannot be written \(File too large\); the limit is 1000 bytes: raise it", line)
+    assert not files(tmp_path)

@@ -6,18 +6,17 @@ import errno
 import io
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from full_disks import largest_file
 
 from viv1t.errors import CheckpointError
 from viv1t.files import remove_leftovers
@@ -108,19 +107,6 @@ def test_a_fault_at_every_call_of_a_save(tmp_path: Path, monkeypatch: pytest.Mon
         assert set(names(tmp_path)) <= {"last.safetensors", "previous.safetensors"}
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files cannot grow past `size` bytes: the kernel refuses the write, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_a_disk_that_is_full_at_64_points(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -141,7 +127,7 @@ def test_a_disk_that_is_full_at_64_points(tmp_path: Path) -> None:
 SAVER = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_saves import save
 from viv1t.files import remove_leftovers
 folder = Path({folder!r})
@@ -161,7 +147,7 @@ for line in sys.stdin:
 def survive_kills(folder: Path, kills: int) -> tuple[int, int]:
     """Kills savers at random moments; returns how many saves were made and how many files were left half written."""
     rng = random.Random(0)
-    source = SAVER.format(tests=str(Path(__file__).parent), folder=str(folder))
+    source = SAVER.format(tests=[str(p) for p in Path(__file__).parents[:2]], folder=str(folder))
     save(folder, 0)
     began = time.monotonic()
     save(folder, 0)

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from full_disks import largest_file
 from test_resume import results
-from test_saves import largest_file
 from tiny_runs import as_arguments, options, train
 
 from viv1t.data.loader import Recordings

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from full_disks import largest_file
 from tiny_runs import metrics, options, same_weights, script_validation, train, weights
 
 from viv1t.cli.evaluate import main as evaluate
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
-from viv1t.errors import ConfigError
+from viv1t.errors import ConfigError, TrainingError
+from viv1t.files import allocate
 from viv1t.model.twin import ViV1T
 from viv1t.train import frozen
 from viv1t.train.distributed import Ranks
@@ -130,6 +132,18 @@ def test_maps_in_a_file_are_the_same_and_leave_nothing(
     assert same_weights(weights(one.model), weights(other.model))
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "file")
     assert not list((tmp_path / "file").glob(".*"))
+
+
+def test_the_file_s_space_is_taken_before_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory mapped on a file with holes kills the process where the disk is full."""
+    monkeypatch.setattr(frozen, "available_bytes", lambda: 0)
+    sizes = []
+    monkeypatch.setattr(frozen, "allocate", lambda file, size: sizes.append((size, allocate(file, size))))
+    frozen._allocate(5000, torch.bfloat16, tmp_path).fill_(1)
+    assert sizes == [(10_000, None)]
+    with largest_file(4096), pytest.raises(TrainingError, match=r"maps take .* there \(File too large\); the"):
+        frozen._allocate(5000, torch.bfloat16, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_going_on_equals_going_through(mice: Path, run: Path, tmp_path: Path) -> None:

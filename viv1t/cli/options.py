@@ -16,6 +16,7 @@ from typing import Any
 
 from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
+from viv1t.files import advice
 from viv1t.safe_yaml import read_yaml
 from viv1t.train.run_log import LevelFormat
 
@@ -146,5 +147,6 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
         return 141
     except OSError as error:
         name = f" {error.filename}:" if error.filename else ""
-        print(f"{program}: error:{name} {error.strerror or error}", file=sys.stderr)
+        what = advice(error, Path(os.fsdecode(error.filename or ".")))
+        print(f"{program}: error:{name} {error.strerror or error}{what}", file=sys.stderr)
         return 1

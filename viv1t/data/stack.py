@@ -11,7 +11,6 @@ counts as 0.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 
 from viv1t.data.session import FOLDERS, VARIABLES, Session
 from viv1t.errors import DataError
+from viv1t.files import FULL, allocate, write_all
 
 FILES = {variable: f"{folder}.npy" for variable, folder in FOLDERS.items()}
 
@@ -141,31 +141,17 @@ class StackWriter:
         try:
             for variable, file in self.files.items():
                 os.ftruncate(file, 0)
-                _write_all(file, self._headers[variable], 0)
-                _allocate(file, self.layout.file_bytes(variable))
+                write_all(file, self._headers[variable], 0)
+                allocate(file, self.layout.file_bytes(variable))
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             raise DataError(
-                f"the packed trials need {self.layout.total_bytes / 2**30:.1f} GiB, more than is free; make room, or "
-                "choose fewer mice with --mouse_ids"
+                f"the packed trials need {self.layout.total_bytes / 2**30:.1f} GiB, more than is free "
+                f"({error.strerror}); make room, or choose fewer mice with --mouse_ids"
             ) from error
 
     def write(self, variable: str, index: int, block: np.ndarray) -> None:
         """Writes one trial's `block`, made by `stacked`, as number `index` of the array."""
         place = len(self._headers[variable]) + index * self.layout.trial_bytes(variable)
-        _write_all(self.files[variable], block.data.cast("B"), place)
-
-
-def _allocate(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.ftruncate(file, size)
-
-
-def _write_all(file: int, data: bytes | memoryview, place: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, place)
-        view, place = view[written:], place + written
+        write_all(self.files[variable], block.data.cast("B"), place)

@@ -34,6 +34,7 @@ from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
 from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling
 from viv1t.errors import ConfigError, DataError
+from viv1t.files import writing
 from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, UNSCORED_FRAMES
 
 __all__ = [
@@ -373,7 +374,7 @@ def _padded(array: np.ndarray, frames: int) -> np.ndarray:
 def _save(path: Path, array: np.ndarray) -> None:
     """Writes an array to disk for good; the session's folder has a temporary name until it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
@@ -381,7 +382,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _save_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with writing(path), path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
         file.flush()

@@ -21,6 +21,7 @@ import numpy as np
 from viv1t.data.npy import NpyHeader, map_npy, read_header, read_npy
 from viv1t.data.video import SUFFIXES, VideoInfo, decode, is_video, probe, require_av
 from viv1t.errors import DataError
+from viv1t.files import writing
 from viv1t.types import FRAME_RATE
 
 TRIAL_SUFFIXES = SUFFIXES
@@ -70,6 +71,7 @@ def write_trial(path: Path, movie: np.ndarray) -> None:
 
     Raises:
         DataError: what was written decodes to something else, or PyAV is missing.
+        OSError: the file cannot be written.
     """
     av = require_av()
     size = movie.shape[1:]
@@ -96,7 +98,11 @@ def write_trial(path: Path, movie: np.ndarray) -> None:
             picture.pts, picture.time_base = index, Fraction(1, rate)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-    if not np.array_equal(np.moveaxis(_read_video(path), -1, 0), movie):
+    try:
+        written = _read_video(path)
+    except DataError as error:  # a full disk stops the encoder without a word
+        raise OSError(f"{path}: what was written cannot be read again ({error})") from error
+    if not np.array_equal(np.moveaxis(written, -1, 0), movie):
         raise DataError(f"{path}: the encoder has not kept every grey level; pack without --video")
 
 
@@ -123,7 +129,8 @@ def video_cost(paths: Sequence[Path], timed: int = 20) -> VideoCost:
                 start = perf_counter()
                 movie = read_array(path)
                 seconds["video"] += perf_counter() - start
-                np.save(file, movie)
+                with writing(file):
+                    np.save(file, movie)
                 start = perf_counter()
                 read_array(file)
                 seconds["array"] += perf_counter() - start

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from viv1t.data.order import Cursor
-from viv1t.errors import CheckpointError
+from viv1t.errors import CheckpointError, WriteError
 from viv1t.files import replacing
 from viv1t.model.published import check_entries
 from viv1t.train.schedule import PlateauSchedule
@@ -108,6 +108,8 @@ def write_checkpoint(
     try:
         with replacing(path, previous) as temporary, open(temporary, "wb") as file:
             file.write(save(tensors, metadata={FORMAT: header}))
+    except WriteError as error:
+        raise CheckpointError(f"{error}; the last save is as it was") from error
     except (SafetensorError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(f"{path}: cannot be written ({reason}); the last save is as it was") from error

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from viv1t.data.loader import Recordings
+from viv1t.errors import TrainingError
+from viv1t.files import advice, allocate
 from viv1t.memory import available_bytes
 from viv1t.model.twin import ViV1T
 from viv1t.progress import Progress
@@ -40,6 +42,7 @@ class CoreOutputs:
 
     Raises:
         DataError: a trial is damaged, or too short for the core.
+        TrainingError: neither memory nor disk take the maps.
     """
 
     def __init__(self, model: ViV1T, recordings: Recordings, folder: Path, *, show: bool = False) -> None:
@@ -94,6 +97,15 @@ class CoreOutputs:
 def _allocate(numbers: int, dtype: torch.dtype, folder: Path) -> Tensor:
     if numbers * dtype.itemsize <= _SHARE * available_bytes():
         return torch.empty(numbers, dtype=dtype)
+    size = numbers * dtype.itemsize
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".core_outputs.") as file:
+        try:
+            allocate(file.fileno(), size)
+        except OSError as error:
+            raise TrainingError(
+                f"{folder}: the frozen core's maps take {size / 2**30:.1f} GiB, more than fits in memory or in a file "
+                f"there ({error.strerror}){advice(error, Path(file.name))}; --limit_data takes fewer trials, "
+                "--precision bf16 half of it"
+            ) from error
         # Mapped, the file needs no name: nothing is left behind however the process ends.
         return torch.from_file(file.name, shared=True, size=numbers, dtype=dtype)

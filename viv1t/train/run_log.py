@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
 
 from viv1t.errors import Viv1tError
+from viv1t.files import advice
 
 
 class LevelFormat(logging.Formatter):
@@ -16,6 +19,24 @@ class LevelFormat(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return super().formatMessage(record)
+
+
+class _LogFile(logging.FileHandler):
+    """A file that is given up with one line where it cannot be written; what is computed goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.addFilter(lambda _: False)  # that of the warning would fail in turn
+        path = self.baseFilename
+        why = f"{error.strerror or error}{advice(error, Path(path))}"
+        logging.getLogger("viv1t").warning("%s: cannot be written, the rest of the log is not in it (%s)", path, why)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what was held back
+            super().close()
 
 
 class RunLog:
@@ -37,7 +58,7 @@ class RunLog:
 
     def open(self, path: Path) -> None:
         """Appends to `path` from now on."""
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _LogFile(path, encoding="utf-8")
         file.setFormatter(LevelFormat("%(asctime)s %(prefix)s%(message)s", "%Y-%m-%d %H:%M:%S"))
         self._memory.setTarget(file)
         self._memory.flush()

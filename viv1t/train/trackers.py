@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from viv1t.config import RunConfig
 from viv1t.errors import ConfigError
-from viv1t.files import write_text
+from viv1t.files import advice, write_text
 from viv1t.train.run_folder import RunFolder
+
+log = logging.getLogger("viv1t.train")
 
 Row = Mapping[str, Any]
 
@@ -24,22 +28,53 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`. A run that goes on from an earlier epoch takes back what came after it."""
+    """Event files in `<run>/tensorboard`. A run that goes on from an earlier epoch takes back what came after it.
+
+    They are a view of `metrics.csv`: where they cannot be written, they end with one line and the run goes on.
+    """
 
     def __init__(self, folder: RunFolder, epoch: int) -> None:
+        self._path = folder.path / "tensorboard"
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_failed
+        self._writer: Any = None
         with warnings.catch_warnings(action="ignore"):  # of its own dependencies
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=epoch + 1)  # type: ignore[no-untyped-call]
+            with self._going_on():
+                self._writer = SummaryWriter(str(self._path), purge_step=epoch + 1)  # type: ignore[no-untyped-call]
 
     def log(self, row: Row) -> None:
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        if self._writer is None:
+            return
+        with self._going_on():
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, row["epoch"])
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        if self._writer is not None:
+            with self._going_on():
+                self._writer.close()
+        threading.excepthook = self._hook
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            why = f"{error.strerror or error}{advice(error, self._path)}"
+            log.warning("%s: cannot be written, and ends here; metrics.csv has every epoch (%s)", self._path, why)
+            if writer is not None:
+                with suppress(OSError):
+                    writer.close()
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        # Its thread's error is raised again where the next number is written.
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._hook(args)
 
 
 class WandB:
