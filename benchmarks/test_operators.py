@@ -25,8 +25,8 @@ from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
 from benchmarks.harness import DEVICE, Report, float32_products, peak_bytes, seconds
 from viv1t.config import VivitConfig
+from viv1t.families.sensorium2023.build import build_transformer
 from viv1t.memory import available_bytes
-from viv1t.model.layers.blocks import ParallelBlock
 
 THREADS = 2
 TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)
@@ -143,12 +143,15 @@ class PlainAttention(Attention):
 class Block(Work):
     """A spatial block in training, which keeps what it keeps by default."""
 
-    kind: type[nn.Module] = ParallelBlock
-
     def __init__(self, device: str, precision: torch.dtype) -> None:
         super().__init__(device, precision)
-        self.block = self.kind(CONFIG).to(device)
+        self.block = self.build().to(device)
         self.leaves = [self.draw(TRIALS * FRAMES, GRID[0] * GRID[1], DEPTH), *self.block.parameters()]
+
+    def build(self) -> nn.Module:
+        """The block that is measured."""
+        transformer = build_transformer(CONFIG, 2, 1, GRID[0] * GRID[1], 0, None)
+        return transformer.blocks[0]
 
     def forward(self) -> Tensor:
         y: Tensor = self.block(self.leaves[0], recompute=self.device == "cuda")
@@ -158,7 +161,8 @@ class Block(Work):
 class PlainBlock(Block):
     """As published."""
 
-    kind = PlainParallelBlock
+    def build(self) -> nn.Module:
+        return PlainParallelBlock(CONFIG)
 
     def forward(self) -> Tensor:
         y: Tensor = self.block(self.leaves[0])

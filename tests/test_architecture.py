@@ -16,10 +16,11 @@ FLOORS = {
     "kernels": 0, "_prefetcher": 0,
     "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,
     "model": 2, "criterion": 2, "metrics": 2,
-    "train": 3, "scores": 3, "attention_rollout": 3,
-    "evaluate": 4, "lab": 4, "predict": 4, "predict_onnx": 4, "export": 4, "plot": 4,
-    "predict_movie": 4, "response_files": 4,
-    "cli": 5,
+    "families": 3, "optim": 3,
+    "train": 4, "scores": 4, "attention_rollout": 4,
+    "evaluate": 5, "lab": 5, "predict": 5, "predict_onnx": 5, "export": 5, "plot": 5,
+    "predict_movie": 5, "response_files": 5,
+    "cli": 6,
 }  # fmt: skip
 
 

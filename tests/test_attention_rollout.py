@@ -13,7 +13,8 @@ from torch import Tensor
 from viv1t.attention_rollout import attention_rollout, attention_weights, block_inputs, spread_over_pixels
 from viv1t.config import RunConfig
 from viv1t.errors import ConfigError
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.families.sensorium2023.build import build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 SMALL = {
     "ds_mode": 2, "transform_mode": 1, "core": "vivit", "readout": "gaussian2d", "output_dir": "run",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
 from viv1t.model.cores.vivit import Vivit
-from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, Transformer, split_heads
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, split_heads
+from viv1t.model.layers.transformer import Transformer
 from viv1t.model.twin import ViV1T
 
 _VALUES = 8_000_000  # attention weights in memory at a time
@@ -60,6 +61,9 @@ def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_cente
     core = model.core
     if not isinstance(core, Vivit):
         raise ConfigError(f"attention rollout needs a model with the core vivit, not {model.config.core.name}")
+    for transformer in (core.spatial, core.temporal):
+        if transformer.registers is not None or transformer.rotary is not None or transformer.masked:
+            raise ConfigError("attention rollout does not know causal attention, registers or rotary positions yet")
     video, behavior, pupil_center = (
         x if x.ndim == n else x[None] for x, n in ((video, 5), (behavior, 3), (pupil_center, 3))
     )
@@ -75,7 +79,7 @@ def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_cente
             block_inputs(core.temporal) as temporal_inputs,
         ):
             maps = model.core_output(video.to(device), mouse_id, behavior.to(device), pupil_center.to(device))
-        heads = core.config.num_heads
+        heads = max((block.heads for t in (core.spatial, core.temporal) for block in t.blocks), default=1)
         frames, patches = maps.shape[2], maps.shape[3] * maps.shape[4]
         received = torch.cat(
             [flow.mean(dim=1) for flow in _flows(core.spatial, spatial_inputs, frames, patches, heads)]

@@ -157,7 +157,7 @@ def predict_movie(
     device = next(models[0].parameters()).device
     transforms = {mouse: recordings.transform(mouse) for mouse in recordings.mice}
     longest = min(known_frames(transform) for transform in transforms.values())
-    unpredicted = max(longest - model.config.core.output_frames(longest) for model in models)
+    unpredicted = max(longest - model.core.output_frames(longest) for model in models)
     windows = Windows.of(frames, longest, unpredicted)
     given = {name: state_of(values, name, frames) for name, values in (states or {}).items()}
     videos = {mouse: MovieTransform(transform, device) for mouse, transform in transforms.items()}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from viv1t.config import RunConfig, VivitConfig
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.families.sensorium2023.build import build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 FRAME = (12, 16)
 MICE = {"A": 5, "B": 7}

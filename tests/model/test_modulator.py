@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from small_models import small_config
 from torch import Tensor, nn
 
+from viv1t.families.sensorium2023.build import build_shifter
 from viv1t.model.modulator import GruModulator, MlpModulator, MlpV2Modulator, MlpV3Modulator, build_modulator, history
-from viv1t.model.shifter import Shifter
 
 BATCH, NEURONS, FRAMES = 2, 3, 9
 
@@ -123,7 +123,9 @@ def test_dropout_acts_in_training_only(mode: int, flag: str) -> None:
 @pytest.mark.parametrize(("mode", "first"), [(1, 2), (2, 0)])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_shifter_is_a_tanh_network_of_the_state(mode: int, first: int, layers: int) -> None:
-    module = Shifter(small_config(shifter_mode=mode, shifter_layers=layers, shifter_size=6).shifter).double()
+    built = build_shifter(small_config(shifter_mode=mode, shifter_layers=layers, shifter_size=6).shifter)
+    assert built is not None
+    module = built.double()
     linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
     assert [m.in_features for m in linears] == [4 - first, *[6] * (layers - 1)]
     _, state = inputs()

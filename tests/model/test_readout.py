@@ -9,8 +9,9 @@ import torch
 from small_models import small_config
 from torch import Tensor
 
-from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
+from viv1t.families.sensorium2023.build import build_readout
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout, normalized_coordinates
+from viv1t.model.twin import Neurons
 
 SHAPE = (3, 4, 6)  # D, h, w
 BATCH, NEURONS, FRAMES = 2, 5, 7
@@ -35,9 +36,10 @@ def sampled_by_loop(maps: Tensor, positions: Tensor, features: Tensor) -> Tensor
 
 def gaussian(**options: object) -> Gaussian2dReadout:
     config = small_config(**options).readout
-    assert isinstance(config, Gaussian2dConfig)
     torch.manual_seed(0)
-    module = Gaussian2dReadout(config, SHAPE, NEURONS, 100 * torch.rand(NEURONS, 3), torch.rand(NEURONS)).double()
+    neurons = Neurons(NEURONS, 100 * torch.rand(NEURONS, 3), torch.rand(NEURONS))
+    module = build_readout(config, SHAPE, neurons).double()
+    assert isinstance(module, Gaussian2dReadout)
     with torch.no_grad():
         module.features.normal_()
     return module
@@ -122,9 +124,7 @@ def test_coordinates_keep_the_proportions_of_the_cortex() -> None:
 
 
 def test_initial_values() -> None:
-    config = small_config(readout_bias_mode=1).readout
-    assert isinstance(config, Gaussian2dConfig)
-    module = Gaussian2dReadout(config, SHAPE, NEURONS, torch.rand(NEURONS, 3), torch.rand(NEURONS))
+    module = Gaussian2dReadout(SHAPE[0], NEURONS, torch.rand(NEURONS, 3), torch.rand(NEURONS), bias="zero")
     torch.testing.assert_close(module.features, torch.full((1, 3, NEURONS), 1 / 3))
     assert module.bias is not None
     assert not module.bias.any()
@@ -132,9 +132,7 @@ def test_initial_values() -> None:
 
 
 def test_factorized_readout_is_a_mask_and_features() -> None:
-    config = small_config(readout="factorized").readout
-    assert isinstance(config, FactorizedReadoutConfig)
-    module = FactorizedReadout(config, SHAPE, NEURONS).double()
+    module = FactorizedReadout(SHAPE, NEURONS).double()
     maps, state, shift, _ = inputs()
     expected = torch.einsum("bdthw,nhw,nd->bnt", maps, module.spatial, module.features)
     torch.testing.assert_close(module(maps, state, shift), expected)

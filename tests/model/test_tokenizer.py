@@ -9,13 +9,14 @@ from small_models import small_core, small_inputs
 from torch import nn
 
 from viv1t.errors import ConfigError
-from viv1t.model.layers.tokenizer import Tokenizer, sinusoidal_positions
+from viv1t.families.sensorium2023.build import build_tokenizer
+from viv1t.model.layers.positions import sinusoidal_positions
 
 
 def test_patches_are_never_written_out() -> None:
     video, _, behavior, pupil_center = small_inputs(frames=30)
     config = small_core(core_temporal_patch_size=15, core_spatial_patch_size=7, core_spatial_patch_stride=1)
-    tokenizer = Tokenizer(config, (12, 16), 4)
+    tokenizer = build_tokenizer(config, (12, 16), 4)
     state = torch.cat((behavior, pupil_center), dim=1)
     patch_matrix = written_out(video, state, tokenizer.size, tokenizer.stride).numel()
     largest_bytes = largest_allocation(lambda: tokenizer(video, state).sum().backward())
@@ -28,7 +29,7 @@ def test_patches_are_never_written_out() -> None:
 def test_tokens_are_normalised_patches_with_positions() -> None:
     video, _, behavior, pupil_center = small_inputs()
     state = torch.cat((behavior, pupil_center), dim=1)
-    tokenizer = Tokenizer(small_core(), (12, 16), 4).eval()
+    tokenizer = build_tokenizer(small_core(), (12, 16), 4).eval()
     patches = written_out(video, state, tokenizer.size, tokenizer.stride).flatten(2, 3)
     assert isinstance(tokenizer.projection, nn.Linear)
     expected = tokenizer.norm(tokenizer.projection(tokenizer.patch_norm(patches)))
@@ -49,4 +50,4 @@ def test_sinusoids() -> None:
 
 def test_a_patch_larger_than_the_frame_is_refused() -> None:
     with pytest.raises(ConfigError, match="--core_spatial_patch_size 13 is larger than the frame, 12 x 16"):
-        Tokenizer(small_core(core_spatial_patch_size=13), (12, 16), 0)
+        build_tokenizer(small_core(core_spatial_patch_size=13), (12, 16), 0)

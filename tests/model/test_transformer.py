@@ -8,8 +8,11 @@ from small_models import small_core
 from torch import Tensor, nn
 from viv1t.kernels.parallel_block import cpu
 
-from viv1t.model.layers import blocks as transformer
-from viv1t.model.layers.blocks import Activation, DropPath, PositionGenerator, Transformer, most_square_grid
+from viv1t.families.sensorium2023.build import build_transformer
+from viv1t.model.layers import transformer
+from viv1t.model.layers.blocks import Activation, DropPath
+from viv1t.model.layers.positions import PositionGenerator, most_square_grid
+from viv1t.model.layers.transformer import Transformer
 
 BLOCKS = {"parallel": {"core_parallel_attention": True}, "sequential": {"core_parallel_attention": False}}
 SHAPE = (2, 6, 12, 8)  # B, t, P, D
@@ -17,7 +20,7 @@ SHAPE = (2, 6, 12, 8)  # B, t, P, D
 
 def stack(axis: int = 2, state: bool = True, **options: object) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(small_core(**options), axis, 3, SHAPE[2], 20 if state else 0, None)
+    return build_transformer(small_core(**options), axis, 3, SHAPE[2], 20 if state else 0, None)
 
 
 def run(module: Transformer, seed: int = 1, windows: bool = True) -> tuple[Tensor, list[Tensor]]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from viv1t.config import FactorizedBaselineConfig, Gaussian2dConfig, ShifterConfig, VivitConfig
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.cores.vivit import Vivit
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 CORES = ("vivit", "factorized_baseline")
 # Values that differ from those of the small models, for every option of the core, the readout and the shifter.

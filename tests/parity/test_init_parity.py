@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from viv1t.config import RunConfig
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.published import published_names, to_published
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 CASES = (
     "vivit_parallel_default",

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.criterion import criterion
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.critic import Critic
 from viv1t.model.published import from_published, published_names, to_published
 from viv1t.model.readout import normalized_coordinates
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 
 def case_names(slow: tuple[str, ...] = (), having: tuple[str, str] | None = None) -> list[Any]:
@@ -87,7 +88,7 @@ class Case:
         dtype = model.features_dtype
         for mouse in self.mice:
             logits = model(*self.inputs(mouse, dtype), activate=False)
-            outputs = model.output(logits)
+            outputs = model.activate(logits, mouse)
             run.values[f"{prefix}outputs_noact/{mouse}"] = logits.detach()
             run.values[f"{prefix}outputs/{mouse}"] = outputs.detach()
             run.values[f"{prefix}core_outputs/{mouse}"] = maps.pop()

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from viv1t.config import RunConfig
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.metrics import single_trial_correlation
 from viv1t.model.published import from_published, published_names, to_published
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.step import Step
 from viv1t.types import Batch
@@ -52,16 +53,11 @@ class Trajectory:
 
 
 @pytest.mark.parametrize("name", case_names())
-def test_ten_steps(golden: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_steps(golden: Path, name: str) -> None:
     case = Trajectory(golden / "trajectory" / name)
     predictions: list[Tensor] = []
-    output = case.model.output
-
-    def recording_output(response: Tensor) -> Tensor:
-        predictions.append(output(response))
-        return predictions[-1]
-
-    monkeypatch.setattr(case.model, "output", recording_output)
+    for output in case.model.outputs.values():
+        output.register_forward_hook(lambda module, args, result: predictions.append(result))
     steps = case.expected["steps"]
     assert len({s["step"] for s in steps}) == 10
     for i, expected in enumerate(steps):

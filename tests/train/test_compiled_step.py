@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from viv1t.config import CriticConfig, Options, RunConfig
 from viv1t.errors import ConfigError, TrainingError
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.critic import Critic
-from viv1t.model.twin import Neurons, build_model
+from viv1t.model.twin import Neurons
 from viv1t.train.optimizer import build_optimizer
 from viv1t.train.step import Step
 from viv1t.types import Batch

@@ -17,8 +17,9 @@ from viv1t.config import CriticConfig, RunConfig
 from viv1t.criterion import criterion
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.critic import Critic
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 from viv1t.train import step as step_module
 from viv1t.train.objective import Objective, by_length
 from viv1t.train.optimizer import build_optimizer

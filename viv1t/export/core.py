@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viv1t.export.loops import loop, recur
-from viv1t.model.layers.blocks import Transformer
 from viv1t.model.layers.tokenizer import Tokenizer
+from viv1t.model.layers.transformer import Transformer
 
 # Sequences of frames that go through the temporal blocks together: enough for efficient products, few enough for a
 # processor's cache.

@@ -7,7 +7,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from viv1t.config import RandomReadoutConfig
 from viv1t.data.loader import Recordings
 from viv1t.errors import ConfigError
 from viv1t.export.check import Case, check_equal, precision_loss, random_cases, recorded_cases, validate_file
-from viv1t.export.graph import GraphCore, GraphModel, GraphReadout
+from viv1t.export.graph import GraphCore, GraphModel, GraphReadout, check_known
 from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
@@ -95,7 +95,7 @@ def export_runs(
     models, mice = load_models(folders, torch.device("cpu"), mouse_ids)
     check_exportable(models, settings)
     for model in models:  # whatever it was trained in
-        model.config = replace(model.config, train=replace(model.config.train, precision="32"))
+        model.autocast = "never"
     place = Path(data_config(folders, data, mice).path)
     recordings = None
     if data is not None or place.is_dir():
@@ -117,6 +117,8 @@ def check_exportable(models: Sequence[ViV1T], settings: Settings) -> None:
     """Raises a ConfigError for what cannot be exported."""
     if any(isinstance(model.config.readout, RandomReadoutConfig) for model in models):
         raise ConfigError("--readout random predicts noise: there is nothing to export")
+    for model in models:
+        check_known(model)
     if len(models) > 1:
         if len({model.frame_size for model in models}) > 1:
             raise ConfigError("the runs cannot form an ensemble: they take frames of different sizes")

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from viv1t.errors import ConfigError
 from viv1t.export.blocks import GraphParallelBlock, GraphSequentialBlock
 from viv1t.export.core import GraphGru, GraphTokenizer, GraphTransformer
 from viv1t.export.readout import GraphFactorizedReadout, GraphGaussian2d
-from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, Transformer
+from viv1t.model.cores.vivit import Vivit
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock
 from viv1t.model.layers.tokenizer import Tokenizer
+from viv1t.model.layers.transformer import Transformer
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout
 from viv1t.model.twin import ViV1T, module_key
 
@@ -28,11 +31,26 @@ _FORMS: dict[type[nn.Module], Callable[..., nn.Module]] = {
 }
 
 
+def check_known(model: ViV1T) -> None:
+    """Raises a ConfigError for a core whose form for export is not written yet."""
+    if isinstance(core := model.core, Vivit):
+        new = {
+            "padded frames": any(core.tokenizer.padding),
+            "registers": core.spatial.registers is not None or core.temporal.registers is not None,
+            "rotary positions": core.spatial.rotary is not None or core.temporal.rotary is not None,
+            "positions of planes": core.tokenizer.plane is not None,
+            "causal attention": core.temporal.masked,
+            "norms other than LayerNorm": not isinstance(core.tokenizer.norm, nn.LayerNorm),
+        }
+        if found := [name for name, there in new.items() if there]:
+            raise ConfigError(f"a core with {', '.join(found)} cannot be exported yet: predict with PyTorch")
+
+
 def graph_form(model: ViV1T, mouse_id: str) -> ViV1T:
     """A copy of `model` for one mouse, with modules in the form in which they are exported."""
     form = copy.copy(model)
     form._modules = dict(model._modules)
-    for parts in ("readouts", "shifters", "modulators"):
+    for parts in ("readouts", "shifters", "modulators", "outputs"):
         own = {key: part for key, part in getattr(model, parts).items() if key == module_key(mouse_id)}
         setattr(form, parts, nn.ModuleDict(own))
     form = copy.deepcopy(form)
@@ -86,4 +104,4 @@ class GraphReadout(nn.Module):
 
     def forward(self, maps: Tensor, behavior: Tensor, pupil_center: Tensor) -> Tensor:
         """maps (B, D, t, h, w), behavior (B, 2, T), pupil_center (B, 2, T) -> response (B, N, t)."""
-        return self.model.output(self.model.read_out(maps, self.mouse_id, behavior, pupil_center))
+        return self.model.activate(self.model.read_out(maps, self.mouse_id, behavior, pupil_center), self.mouse_id)

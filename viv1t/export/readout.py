@@ -33,7 +33,9 @@ class GraphGaussian2d(nn.Module):
 
         of_frames = maps.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
         y = loop(read, of_frames) if shift is None else loop(read, of_frames, shift.flatten(0, 1))
-        y = y.unflatten(0, (batch, frames)) + self.state_encoder(state.transpose(1, 2)) @ self.features.T
+        y = y.unflatten(0, (batch, frames))
+        if self.state_encoder is not None:
+            y = y + self.state_encoder(state.transpose(1, 2)) @ self.features.T
         if self.bias is not None:
             y = y + self.bias
         return y.transpose(1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig
 from viv1t.kernels.common.dropout import new_seed
 from viv1t.kernels.readout import readout
 
@@ -22,25 +21,31 @@ class Gaussian2dReadout(nn.Module):
     """Each neuron samples the core's maps at a position, jittered by a learned Gaussian in training.
 
     Args:
-        config: its options.
-        shape: (D, h, w) of the core's maps.
+        depth: D of the core's maps.
         neurons: N.
         coordinates: (N, 3) cortical positions in micrometres; not needed for free positions.
         mean_response: (N,) start of the bias; zeros when None.
+        grid: positions are `free`, or made of the cortical `xy` or `xyz`.
+        bias: `none`, starts from `zero` or from the `mean_response`.
+        encode_state: whether an encoding of the animal's state is added to what is sampled.
+        dropout: of that encoding.
     """
 
     def __init__(
         self,
-        config: Gaussian2dConfig,
-        shape: tuple[int, int, int],
+        depth: int,
         neurons: int,
         coordinates: Tensor | None = None,
         mean_response: Tensor | None = None,
+        *,
+        grid: str = "xy",
+        bias: str = "mean_response",
+        encode_state: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        depth = shape[0]
-        self.free = config.grid == "free"
-        axes = 3 if config.grid == "xyz" else 2
+        self.free = grid == "free"
+        axes = 3 if grid == "xyz" else 2
         if self.free:
             self.mu = nn.Parameter(torch.empty(1, neurons, 1, 2).uniform_(-0.2, 0.2))
         else:
@@ -49,19 +54,21 @@ class Gaussian2dReadout(nn.Module):
             self.mu_transform = nn.Sequential(nn.Linear(axes, 30), nn.ELU(), nn.Linear(30, 2), nn.Tanh())
         self.sigma = nn.Parameter(torch.empty(1, neurons, 2, 2).uniform_(-1, 1))
         self.features = nn.Parameter(torch.full((1, depth, neurons), 1 / depth))
-        bias = None
-        if config.bias != "none":
-            start = torch.zeros(neurons) if config.bias == "zero" or mean_response is None else mean_response
-            bias = nn.Parameter(start.to(torch.float32).clone())
-        self.register_parameter("bias", bias)
-        self.state_encoder = nn.Sequential(
-            nn.Linear(4, depth),
-            nn.LayerNorm(depth),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(depth, depth),
-            nn.Tanh(),
-        )
+        offset = None
+        if bias != "none":
+            start = torch.zeros(neurons) if bias == "zero" or mean_response is None else mean_response
+            offset = nn.Parameter(start.to(torch.float32).clone())
+        self.register_parameter("bias", offset)
+        self.state_encoder: nn.Sequential | None = None
+        if encode_state:
+            self.state_encoder = nn.Sequential(
+                nn.Linear(4, depth),
+                nn.LayerNorm(depth),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(depth, depth),
+                nn.Tanh(),
+            )
 
     def positions(self) -> Tensor:
         """(N, 2) positions on the map as x, y in [-1, 1]."""
@@ -90,7 +97,7 @@ class Gaussian2dReadout(nn.Module):
             self.positions(),
             self.sigma[0],
             shift=shift,
-            code=self.state_encoder(state.transpose(1, 2)),
+            code=None if self.state_encoder is None else self.state_encoder(state.transpose(1, 2)),
             bias=self.bias,
             noise=noise,
             seed=new_seed(maps.device) if self.training and noise is None else None,
@@ -100,12 +107,12 @@ class Gaussian2dReadout(nn.Module):
 class FactorizedReadout(nn.Module):
     """A spatial mask and a feature vector per neuron. It has no bias, no state encoder and ignores the shift."""
 
-    def __init__(self, config: FactorizedReadoutConfig, shape: tuple[int, int, int], neurons: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], neurons: int, dropout: float = 0.0) -> None:
         super().__init__()
         depth, *size = shape
         self.spatial = nn.Parameter(torch.empty(neurons, *size).normal_(std=0.001))
         self.features = nn.Parameter(torch.empty(neurons, depth).normal_(std=0.001))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, maps: Tensor, state: Tensor, shift: Tensor | None, noise: Tensor | None = None) -> Tensor:
         """maps (B, D, t, h, w) -> (B, N, t)."""

@@ -6,16 +6,20 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from viv1t.config import ShifterConfig
-
 
 class Shifter(nn.Module):
-    """A small tanh network from pupil_center, or from behavior and pupil_center, to a shift in (-1, 1)."""
+    """A small tanh network from pupil_center, or from behavior and pupil_center, to a shift in (-1, 1).
 
-    def __init__(self, config: ShifterConfig) -> None:
+    Args:
+        mode: `pupil_center`, or `state` for both.
+        layers: their number.
+        size: hidden units.
+    """
+
+    def __init__(self, mode: str, layers: int, size: int) -> None:
         super().__init__()
-        self.first = 0 if config.mode == "state" else 2
-        widths = [4 - self.first, *[config.size] * (config.layers - 1), 2]
+        self.first = 0 if mode == "state" else 2
+        widths = [4 - self.first, *[size] * (layers - 1), 2]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config import FactorizedReadoutConfig, Gaussian2dConfig, ReadoutConfig, RunConfig, VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
-from viv1t.model.modulator import build_modulator
-from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout
-from viv1t.model.shifter import Shifter
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,7 @@ class MouseModules(NamedTuple):
     shifter: nn.Module | None
     readout: nn.Module
     modulator: nn.Module | None
+    output: nn.Module
 
 
 def read_out(
@@ -60,51 +56,50 @@ def read_out(
     return response if modules.modulator is None else modules.modulator(response, state)
 
 
-def elu1(x: Tensor) -> Tensor:
-    """ELU(x) + 1, positive."""
-    return F.elu(x) + 1
-
-
-_OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu1, "exp": torch.exp, "softplus": F.softplus}
-
-
 class ViV1T(nn.Module):
     """Predicts the responses of every neuron of a mouse to a movie.
 
     Args:
-        config: the run's configuration; only its model parts are used.
-        mice: the mice, in order.
+        config: the options that the parts were made from; the model does not look at them.
+        core: from movie and state to maps.
+        mice: the modules of each mouse, in order.
+        neurons: what is known of each mouse's.
         frame_size: (H, W) of the video in pixels.
+        autocast: whether the core runs under bf16 autocast: `never`, `always`, or `capable`, on GPUs that multiply it
+            in hardware.
 
     Attributes:
         neurons: N of every mouse.
         unit_ids: (N,) neuron numbers of every mouse, in the order of the responses; None where they are not known.
     """
 
-    def __init__(self, config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: Any,
+        core: Vivit | FactorizedBaseline,
+        mice: Mapping[str, MouseModules],
+        neurons: Mapping[str, Neurons],
+        frame_size: tuple[int, int],
+        autocast: str = "never",
+    ) -> None:
         super().__init__()
-        self.config, self.frame_size = config, (frame_size[0], frame_size[1])
+        self.config, self.frame_size, self.autocast = config, (frame_size[0], frame_size[1]), autocast
         self.frozen = False
-        self.neurons = {mouse: neurons.count for mouse, neurons in mice.items()}
-        self.unit_ids = {mouse: neurons.unit_ids for mouse, neurons in mice.items()}
-        keys = [module_key(m) for m in mice]
-        self.core: Vivit | FactorizedBaseline
-        if isinstance(config.core, VivitConfig):
-            self.core = Vivit(config.core, frame_size, keys)
-        else:
-            self.core = FactorizedBaseline(config.core, frame_size)
-        shape = self.core.output_shape
+        self.neurons = {mouse: of.count for mouse, of in neurons.items()}
+        self.unit_ids = {mouse: of.unit_ids for mouse, of in neurons.items()}
+        self.core = core
         self.shifters = nn.ModuleDict()
         self.readouts = nn.ModuleDict()
         self.modulators = nn.ModuleDict()
-        for key, neurons in zip(keys, mice.values(), strict=True):
-            if config.shifter.mode != "none":
-                self.shifters[key] = Shifter(config.shifter)
-            self.readouts[key] = _build_readout(config.readout, shape, neurons)
-            modulator = build_modulator(config.modulator, neurons.count)
-            if modulator is not None:
-                self.modulators[key] = modulator
-        self.output = _OUTPUTS[config.output]
+        self.outputs = nn.ModuleDict()
+        for mouse, modules in mice.items():
+            key = module_key(mouse)
+            if modules.shifter is not None:
+                self.shifters[key] = modules.shifter
+            self.readouts[key] = modules.readout
+            if modules.modulator is not None:
+                self.modulators[key] = modules.modulator
+            self.outputs[key] = modules.output
 
     def freeze_core(self) -> None:
         """Leaves the core as it is from now on: without gradients, always in evaluation mode."""
@@ -127,7 +122,7 @@ class ViV1T(nn.Module):
         """The modules of one mouse."""
         key = module_key(mouse_id)
         shifter, modulator = (d[key] if key in d else None for d in (self.shifters, self.modulators))  # noqa: SIM401
-        return MouseModules(shifter, self.readouts[key], modulator)
+        return MouseModules(shifter, self.readouts[key], modulator, self.outputs[key])
 
     def check_input(self, video: Tensor, mouse_id: str) -> None:
         """Raises a ConfigError for a mouse or frame size that the model does not have."""
@@ -144,10 +139,16 @@ class ViV1T(nn.Module):
 
     def run_core(self, video: Tensor, behavior: Tensor, pupil_center: Tensor, key: str) -> Tensor:
         """As `core_output`, unchecked; `key` is the mouse's `module_key`."""
-        bf16 = self.config.train.precision == "bf16"
-        with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=self.core_dtype(video.device) != torch.float32):
             maps: Tensor = self.core(video, behavior, pupil_center, key)
         return maps.to(behavior.dtype)
+
+    def core_dtype(self, device: torch.device) -> torch.dtype:
+        """The type in which the core multiplies on a device, of float32 weights."""
+        half = self.autocast == "always"
+        if self.autocast == "capable":
+            half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if half else torch.float32
 
     @property
     def features_dtype(self) -> torch.dtype:
@@ -188,19 +189,9 @@ class ViV1T(nn.Module):
         """
         maps = self.core_output(video, mouse_id, behavior, pupil_center)
         response = self.read_out(maps, mouse_id, behavior, pupil_center, noise)
-        return self.output(response) if activate else response
+        return self.activate(response, mouse_id) if activate else response
 
-
-def _build_readout(config: ReadoutConfig, shape: tuple[int, int, int], neurons: Neurons) -> nn.Module:
-    if isinstance(config, Gaussian2dConfig):
-        return Gaussian2dReadout(config, shape, neurons.count, neurons.coordinates, neurons.mean_response)
-    if isinstance(config, FactorizedReadoutConfig):
-        return FactorizedReadout(config, shape, neurons.count)
-    return RandomReadout(neurons.count)
-
-
-def build_model(config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> ViV1T:
-    """A freshly initialised model on the CPU; draws from PyTorch's global generator."""
-    model = ViV1T(config, mice, frame_size)
-    model.core.set_recompute(config.train.grad_checkpointing)
-    return model
+    def activate(self, response: Tensor, mouse_id: str) -> Tensor:
+        """What `read_out` gave, through the mouse's output activation."""
+        activated: Tensor = self.outputs[module_key(mouse_id)](response)
+        return activated

@@ -6,7 +6,8 @@ import torch
 
 from viv1t.config import Gaussian2dConfig, RunConfig
 from viv1t.data.loader import Recordings
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.families.sensorium2023.build import build_model
+from viv1t.model.twin import Neurons, ViV1T
 
 
 def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:

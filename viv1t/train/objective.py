@@ -68,7 +68,7 @@ class _Given(NamedTuple):
 def _respond(given: _Given, maps: Tensor, behavior: Tensor, pupil_center: Tensor) -> tuple[Tensor, Tensor | None]:
     """Predicted responses (B, t, N) from the core's maps; the sum over trials of the critic's loss, if there is one."""
     # As the readout writes them: the gradient of a compiled result whose sizes are symbols comes back contiguous.
-    prediction = given.model.output(read_out(given.modules, maps, behavior, pupil_center)).transpose(1, 2)
+    prediction = given.modules.output(read_out(given.modules, maps, behavior, pupil_center)).transpose(1, 2)
     if given.critic is None or given.mouse is None:
         return prediction, None
     return prediction, F.cross_entropy(given.critic(maps.detach()), given.mouse, reduction="sum")
@@ -191,7 +191,7 @@ class Objective:
 
     def _check_lengths(self, shortest: Batch) -> None:
         frames = shortest.video.shape[2]
-        if self.model.config.core.output_frames(frames) < 1:
+        if self.model.core.output_frames(frames) < 1:
             raise DataError(
                 f"mouse {shortest.mouse_id}, trial {', '.join(map(str, shortest.trial_ids))}: {frames} frames are "
                 "fewer than the core's temporal extent, so that nothing would be predicted; set the trial's tier to "

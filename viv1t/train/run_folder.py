@@ -17,9 +17,10 @@ import yaml
 from viv1t.config import RunConfig
 from viv1t.data.recorded import Recorded
 from viv1t.errors import CheckpointError, ConfigError
+from viv1t.families.sensorium2023.build import build_model
 from viv1t.files import replacing, write_text
 from viv1t.model.published import check_entries, from_published, to_published
-from viv1t.model.twin import Neurons, ViV1T, build_model
+from viv1t.model.twin import Neurons, ViV1T
 from viv1t.safe_yaml import read_yaml
 from viv1t.train.checkpoint import read_checkpoint
 from viv1t.train.published_file import read_published

@@ -53,7 +53,7 @@ Predict = Callable[[Sequence[ViV1T], Batch], Tensor]
 def check_length(models: Sequence[ViV1T], batch: Batch) -> None:
     """Raises a DataError that names the trial of a batch of one if it is too short to be scored."""
     frames = min(batch.video.shape[2], MAX_FRAMES)
-    if frames <= UNSCORED_FRAMES or any(model.config.core.output_frames(frames) < 1 for model in models):
+    if frames <= UNSCORED_FRAMES or any(model.core.output_frames(frames) < 1 for model in models):
         raise DataError(
             f"mouse {batch.mouse_id}, trial {batch.trial_ids[0]}: {frames} frames are too short to be scored: scores "
             f"leave out the first {UNSCORED_FRAMES}, and a core predicts nothing before its temporal extent; set the "

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config import FactorizedBaselineConfig
 from viv1t.errors import ConfigError
 from viv1t.kernels.recurrent import gru
 from viv1t.types import FRAME_RATE
 
-_STATE_CHANNELS = {
+STATE_CHANNELS = {
     "none": 0,
     "behavior_channels": 2,
     "state_channels": 4,
@@ -37,13 +36,15 @@ def pixel_positions(frame_size: tuple[int, int]) -> Tensor:
 
 
 class FactorizedLayer(nn.Module):
-    """Spatial convolution, temporal convolution, batch norm, ELU and channel dropout."""
+    """Spatial convolution, temporal convolution, batch norm, ELU (neither where `linear`) and channel dropout."""
 
-    def __init__(self, inputs: int, outputs: int, spatial: int, temporal: int, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, spatial: int, temporal: int, dropout: float, linear: bool = False
+    ) -> None:
         super().__init__()
         self.spatial = nn.Conv3d(inputs, outputs, (1, spatial, spatial), padding=(0, spatial // 2, spatial // 2))
         self.temporal = nn.Conv3d(outputs, outputs, (temporal, 1, 1))
-        self.norm = nn.BatchNorm3d(outputs, momentum=0.7)
+        self.norm = None if linear else nn.BatchNorm3d(outputs, momentum=0.7)
         self.dropout = nn.Dropout3d(dropout)
         for conv in (self.spatial, self.temporal):
             nn.init.xavier_normal_(conv.weight)
@@ -52,49 +53,75 @@ class FactorizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, T, H, W) -> (B, C', T', H, W)."""
-        y: Tensor = self.dropout(F.elu(self.norm(self.temporal(self.spatial(x)))))
-        return y
+        y: Tensor = self.temporal(self.spatial(x))
+        if self.norm is not None:
+            y = F.elu(self.norm(y))
+        return self.dropout(y)
 
 
 class FactorizedBaseline(nn.Module):
-    """Factorised 3-D convolutional core; arguments as in `Vivit`, without the mice."""
+    """Factorised 3-D convolutional core.
 
-    def __init__(self, config: FactorizedBaselineConfig, frame_size: tuple[int, int]) -> None:
+    Args:
+        frame_size: (H, W) of the video in pixels.
+        behavior: which channels join the video; a key of `STATE_CHANNELS`.
+        input_kernels: (pixels, frames) of the first layer's kernels.
+        hidden_kernels: of the others'.
+        num_layers: their number.
+        hidden_dim: channels of the first, doubled at each.
+        dropout: of whole channels, but for the last layer's.
+        linear: without batch norm and ELU.
+        reg_spatial, reg_temporal: weights of the first kernels' roughness.
+    """
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        behavior: str,
+        *,
+        input_kernels: tuple[int, int],
+        hidden_kernels: tuple[int, int],
+        num_layers: int,
+        hidden_dim: int,
+        dropout: float = 0.0,
+        linear: bool = False,
+        reg_spatial: float = 0.0,
+        reg_temporal: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.config, self.frame_size = config, frame_size
-        mode = config.behavior
-        inputs = 1 + _STATE_CHANNELS[mode]
-        self.gru = nn.GRU(4, 4, batch_first=True) if "gru" in mode else None
-        positions = pixel_positions(frame_size) if "position" in mode else None
+        self.frame_size, self.behavior = frame_size, behavior
+        self.penalties = reg_spatial, reg_temporal
+        self.temporal_extent = input_kernels[1] + (num_layers - 1) * (hidden_kernels[1] - 1)
+        inputs = 1 + STATE_CHANNELS[behavior]
+        self.gru = nn.GRU(4, 4, batch_first=True) if "gru" in behavior else None
+        positions = pixel_positions(frame_size) if "position" in behavior else None
         self.positions: Tensor | None
         self.register_buffer("positions", positions, persistent=False)
         inputs += 2 if positions is not None else 0
-        widths = [config.hidden_dim * 2**i for i in range(config.num_layers)]
+        widths = [hidden_dim * 2**i for i in range(num_layers)]
+        self.depth = widths[-1]
         self.layers = nn.ModuleList()
         for i, width in enumerate(widths):
-            kernels = (
-                (config.spatial_hidden_kernel, config.temporal_hidden_kernel)
-                if i
-                else (config.spatial_input_kernel, config.temporal_input_kernel)
-            )
-            dropout = config.dropout if i < config.num_layers - 1 else 0.0
-            self.layers.append(FactorizedLayer(widths[i - 1] if i else inputs, width, *kernels, dropout))
+            kernels = hidden_kernels if i else input_kernels
+            rate = dropout if i < num_layers - 1 else 0.0
+            self.layers.append(FactorizedLayer(widths[i - 1] if i else inputs, width, *kernels, rate, linear))
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
         """(D, H, W) of the output's maps."""
-        return (self.config.hidden_dim * 2 ** (self.config.num_layers - 1), *self.frame_size)
+        return (self.depth, *self.frame_size)
 
     def output_frames(self, frames: int) -> int:
         """Frames out for frames in."""
-        return self.config.output_frames(frames)
+        return frames - self.temporal_extent + 1
 
     @property
     def fewest_frames(self) -> int:
         """Frames in for one frame out."""
-        return 1 - self.config.output_frames(0)
+        return self.temporal_extent
 
     most_frames: int | None = None  # any number
+    causal = False  # a frame's output is that of a window it ends, but nothing is cached
 
     def frame_positions(self, positions: Tensor) -> Tensor:
         """From positions on the output's maps to positions on the frame: they are the same."""
@@ -108,7 +135,7 @@ class FactorizedBaseline(nn.Module):
 
         None where these are 0, as in the published training.
         """
-        spatial, temporal = self.config.reg_spatial, self.config.reg_temporal
+        spatial, temporal = self.penalties
         if not spatial and not temporal:
             return None
         first = self.layers[0]
@@ -125,7 +152,7 @@ class FactorizedBaseline(nn.Module):
         return total
 
     def _channels(self, behavior: Tensor, pupil_center: Tensor) -> Tensor | None:
-        mode = self.config.behavior
+        mode = self.behavior
         if mode == "none":
             return None
         if mode == "behavior_channels":

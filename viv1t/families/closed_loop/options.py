@@ -1,0 +1,428 @@
+"""The options of 2025, by their published names and codes: one frozen dataclass per component.
+
+As in `viv1t.config`, a field carries its published flag, and integer codes become names at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from viv1t.config import NoCriticConfig, NoModulatorConfig, Options, ShifterConfig, _Checked, _decode, _encode, option
+from viv1t.errors import ConfigError
+from viv1t.model.layers.patches import Padding
+from viv1t.types import MAX_FRAMES, SENSORIUM_SESSIONS, UNSCORED_FRAMES
+
+# The authors' own recordings, beside the ten of the Sensorium challenge; the first six are published as mice K to P.
+ROCHEFORT_SESSIONS: Mapping[str, str] = {
+    "K": "VIPcre232_FOV1_day1", "L": "VIPcre232_FOV2_day1", "M": "VIPcre233_FOV1_day1", "N": "VIPcre233_FOV2_day1",
+    "O": "VT288_FOV1_day1", "P": "VT289_FOV1_day1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopDataConfig(_Checked):
+    """Which recordings are used and how they are transformed."""
+
+    path: str = option("data_dir", "data", help="folder of recordings, by laboratory: sensorium/<session>, ...")
+    mouse_ids: tuple[str, ...] | None = option(
+        "mouse_ids", tuple(SENSORIUM_SESSIONS), help="these mice; default A to J"
+    )
+    inputs: str = option(
+        "transform_input",
+        "standardize",
+        help="movie and state: 0 as they are, 1 standardised, 2 between their extremes; statistics are one number per "
+        "variable, over pixels too",
+        codes={0: "none", 1: "standardize", 2: "min_max"},
+    )
+    outputs: str = option(
+        "transform_output",
+        "deviation",
+        help="responses: 0 as they are, 1 divided by each neuron's standard deviation, 2 between its extremes",
+        codes={0: "none", 1: "deviation", 2: "min_max"},
+    )
+    center_crop: float = option(
+        "center_crop", 1.0, help="share of the frame kept around its centre, in (0, 1]", low=0, high=1
+    )
+    limit_data: int | None = option("limit_data", None, help="number of training trials drawn per mouse", low=1)
+    limit_neurons: int | None = option("limit_neurons", None, help="number of neurons drawn per mouse", low=1)
+    crop_frame: int = option(
+        "crop_frame", MAX_FRAMES, help="frames of a training sample; -1 takes whole trials", low=-1, high=MAX_FRAMES
+    )
+    batch_size: int = option("batch_size", 1, help="trials per mouse in an optimizer step", low=1)
+    num_workers: int = option("num_workers", 2, help="reader threads", low=0)
+
+    def validate(self) -> None:
+        if not self.center_crop > 0:
+            raise ConfigError(f"--center_crop must be above 0, not {self.center_crop}")
+        if self.crop_frame != -1 and self.crop_frame <= UNSCORED_FRAMES:
+            raise ConfigError(f"--crop_frame must be -1 or above {UNSCORED_FRAMES}, not {self.crop_frame}")
+        if self.mouse_ids is not None and not self.mouse_ids:
+            raise ConfigError("--mouse_ids needs at least one mouse")
+
+
+_BEHAVIOR = {0: "none", 1: "behavior_channels", 2: "state_channels"}
+_BEHAVIOR_HELP = "0 video only; 1 behavior, 2 behavior and pupil_center as input channels"
+ACTIVATIONS = ("none", "tanh", "elu", "relu", "gelu", "silu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopVivitConfig(_Checked):
+    """The core `vivit` of 2025."""
+
+    name: ClassVar[str] = "vivit"
+
+    behavior: str = option("core_behavior_mode", "state_channels", help=_BEHAVIOR_HELP, codes=_BEHAVIOR)
+    patch: str = option(
+        "core_patch_mode", "normalized", help="0 and 1: patches normalised, then projected; 2: convolution",
+        codes={0: "normalized", 1: "normalized_alias", 2: "convolution"},
+    )  # fmt: skip
+    padded: bool = option("core_pad_frame", True, help="1 pads movies in space and in front, 0 does not")
+    pos_encoding: str = option(
+        "core_pos_encoding",
+        "rotary",
+        help="0 none, 1 learned jointly, 2 learned, 3 learned in space and sinusoidal in time, 4 sinusoidal, 5 rotary, "
+        "6 learned in space and rotary in time, 7 sine and cosine of row and column, and rotary in time",
+        codes={0: "none", 1: "learned_joint", 2: "learned", 3: "learned_sinusoidal", 4: "sinusoidal", 5: "rotary",
+               6: "learned_rotary", 7: "planar_rotary"},
+    )  # fmt: skip
+    registers: int = option("core_reg_tokens", 24, help="register tokens beside patches, and beside frames", low=0)
+    spatial_patch_size: int = option("core_spatial_patch_size", 7, help="patch height and width in pixels", low=1)
+    spatial_patch_stride: int = option("core_spatial_patch_stride", 2, help="pixels between patches", low=1)
+    spatial_depth: int = option("core_spatial_depth", 14, help="spatial Transformer blocks", low=0, high=1000)
+    temporal_patch_size: int = option("core_temporal_patch_size", 13, help="patch length in frames", low=1)
+    temporal_patch_stride: int = option("core_temporal_patch_stride", 1, help="frames between patches", low=1)
+    temporal_depth: int = option("core_temporal_depth", 14, help="temporal Transformer blocks", low=0, high=1000)
+    num_heads: int = option("core_num_heads", 2, help="attention heads", low=1)
+    emb_dim: int = option("core_emb_dim", 112, help="embedding size D", low=1)
+    head_dim: int = option("core_head_dim", 80, help="size of a head", low=1)
+    ff_dim: int = option("core_ff_dim", 224, help="hidden units of the feed-forward path", low=1)
+    ff_activation: str = option(
+        "core_ff_activation", "relu", help="of the feed-forward path", choices=(*ACTIVATIONS, "swiglu")
+    )
+    causal: bool = option("core_use_causal_attention", False, help="a frame depends on itself and earlier ones alone")
+    parallel_attention: bool = option("core_parallel_attention", True, help="accepted; blocks are always parallel")
+    flash_attention: bool = option("core_flash_attention", True, help="accepted; changes rounding alone as published")
+    norm: str = option("core_norm", "layernorm", help="normalisation", choices=("layernorm", "rmsnorm", "dyt"))
+    norm_qk: bool = option("core_norm_qk", False, help="normalise queries and keys")
+    activation: str = option("core_activation", "none", help="of the core's output", choices=ACTIVATIONS)
+    p_dropout: float = option("core_p_dropout", 0.17, help="dropout of whole patches", low=0, high=1)
+    mha_dropout: float = option("core_mha_dropout", 0.04, help="dropout of the attention's output", low=0, high=1)
+    ff_dropout: float = option("core_ff_dropout", 0.21, help="dropout of the feed-forward path", low=0, high=1)
+    drop_path: float = option("core_drop_path", 0.43, help="stochastic depth's rate", low=0, high=1)
+
+    freeze: ClassVar[bool] = False
+
+    def validate(self) -> None:
+        rotary = self.pos_encoding in ("rotary", "learned_rotary", "planar_rotary")
+        if rotary and self.head_dim % 2:
+            raise ConfigError(
+                f"--core_pos_encoding 5, 6 and 7 need an even --core_head_dim (pairs of channels), not {self.head_dim}"
+            )
+        if self.pos_encoding in ("learned_sinusoidal", "sinusoidal") and self.emb_dim % 2:
+            raise ConfigError(
+                f"--core_pos_encoding 3 and 4 need an even --core_emb_dim (sine and cosine pairs), not {self.emb_dim}"
+            )
+        if self.pos_encoding == "planar_rotary" and self.emb_dim % 4:
+            raise ConfigError(
+                f"--core_pos_encoding 7 needs a --core_emb_dim that 4 divides (two axes), not {self.emb_dim}"
+            )
+
+    @property
+    def _front(self) -> int:
+        if not self.padded:
+            return 0
+        size, stride = (self.temporal_patch_size, 1, 1), (self.temporal_patch_stride, 1, 1)
+        return Padding.covering(MAX_FRAMES, (1, 1), size, stride).front
+
+    def output_frames(self, frames: int) -> int:
+        """Frames predicted from `frames` input frames."""
+        return (frames + self._front - self.temporal_patch_size) // self.temporal_patch_stride + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FcnnConfig(_Checked):
+    """The core `fcnn`: a factorised 3-D convolutional network, linear if asked."""
+
+    name: ClassVar[str] = "fcnn"
+
+    behavior: str = option("core_behavior_mode", "state_channels", help=_BEHAVIOR_HELP, codes=_BEHAVIOR)
+    linear: bool = option("core_linear", False, help="without normalisation and activation")
+    spatial_input_kernel: int = option("core_spatial_input_kernel", 11, help="first spatial kernel, pixels", low=1)
+    temporal_input_kernel: int = option("core_temporal_input_kernel", 11, help="first temporal kernel, frames", low=1)
+    spatial_hidden_kernel: int = option("core_spatial_hidden_kernel", 5, help="further spatial kernels", low=1)
+    temporal_hidden_kernel: int = option("core_temporal_hidden_kernel", 5, help="further temporal kernels", low=1)
+    num_layers: int = option("core_num_layers", 4, help="layers", low=1, high=40)
+    hidden_dim: int = option("core_hidden_dim", 16, help="channels of the first layer, doubled at each", low=1)
+    dropout: float = option("core_dropout", 0.0, help="dropout of whole channels", low=0, high=1)
+
+    freeze: ClassVar[bool] = False
+
+    def validate(self) -> None:
+        for flag, kernel in (("input", self.spatial_input_kernel), ("hidden", self.spatial_hidden_kernel)):
+            if kernel % 2 == 0:
+                raise ConfigError(f"--core_spatial_{flag}_kernel must be odd (same padding), not {kernel}")
+
+    def output_frames(self, frames: int) -> int:
+        """Frames predicted from `frames` input frames."""
+        return frames - (self.temporal_input_kernel - 1) - (self.num_layers - 1) * (self.temporal_hidden_kernel - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianConfig(_Checked):
+    """The readout `gaussian`: each neuron samples the core's output at a learned position."""
+
+    name: ClassVar[str] = "gaussian"
+
+    grid: str = option(
+        "readout_grid_mode", "xy", help="positions: 0 free, 1 from cortical x, y, 2 from cortical x, y, z",
+        codes={0: "free", 1: "xy", 2: "xyz"},
+    )  # fmt: skip
+    bias: str = option(
+        "readout_bias_mode", "mean_response", help="bias: 0 none, 1 zero, 2 the mean response",
+        codes={0: "none", 1: "zero", 2: "mean_response"},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopOptimizerConfig(_Checked):
+    """The optimizer's numbers and the loss."""
+
+    lr: float = option("lr", 0.0073, help="learning rate of readouts, shifters and activations", low=0)
+    core_lr: float | None = option("core_lr", 0.0126, help="learning rate of the core; none: as --lr", low=0)
+    weight_decay: float = option("weight_decay", 0.6893, help="weight decay of readouts and shifters", low=0)
+    core_weight_decay: float | None = option(
+        "core_weight_decay", 0.0783, help="weight decay of the core; none: as --weight_decay", low=0
+    )
+    beta1: float = option("adam_beta1", 0.9, help="AdamW's beta 1", low=0, high=1)
+    beta2: float = option("adam_beta2", 0.999, help="AdamW's beta 2", low=0, high=1)
+    eps: float = option("adam_eps", 1e-8, help="AdamW's epsilon", low=0)
+    schedule_free: bool = option("schedule_free", False, help="schedule-free AdamW instead of AdamW and its schedule")
+    warmup_steps: int = option("adam_warmup_steps", 400, help="steps of schedule-free AdamW's warm-up", low=0)
+    r: float = option("adam_r", 0.0, help="power of the step in the weight of schedule-free AdamW's average", low=0)
+    weight_lr_power: float = option(
+        "adam_weight_lr_power", 2.0, help="power of the learning rate in the weight of that average", low=0
+    )
+    criterion: str = option(
+        "criterion",
+        "poisson",
+        help="loss",
+        choices=("poisson", "correlation", "poisson_correlation", "mse", "logMSE", "gamma"),
+    )
+    ds_scale: bool = option("ds_scale", True, help="scale the loss by a mouse's share of the data")
+    clip_grad: float = option(
+        "clip_grad", -1.0, help="clip the gradient's norm: to this, 0 not, -1 to the 10th percentile of those before",
+        low=-1,
+    )  # fmt: skip
+
+    def validate(self) -> None:
+        if self.beta1 == 1 or self.beta2 == 1:
+            raise ConfigError("--adam_beta1 and --adam_beta2 must be below 1")
+        if self.schedule_free and self.beta1 == 0:
+            raise ConfigError("--schedule_free needs an --adam_beta1 above 0: its average is taken with it")
+        if -1 < self.clip_grad < 0:
+            raise ConfigError(f"--clip_grad must be -1, 0 or above 0, not {self.clip_grad}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopTrainConfig(_Checked):
+    """How long and how a run trains, and what it writes."""
+
+    output_dir: str = option("output_dir", help="run folder")
+    epochs: int = option("epochs", 400, help="epochs at most", low=0)
+    micro_batch_size: int = option(
+        "micro_batch_size", 0, help="trials per forward and backward; 0: as many of the batch as fit in memory", low=0
+    )
+    device: str | None = option(
+        "device", None, help="cpu, cuda or mps; default the best there is", choices=("cpu", "cuda", "mps")
+    )
+    seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0, high=2**63 - 1)
+    deterministic: bool = option("deterministic", False, help="the same result on every run of the same machine")
+    autocast: str = option(
+        "autocast",
+        "auto",
+        help="the core in bf16: auto, on GPUs that multiply it in hardware; disable; enable",
+        choices=("auto", "disable", "enable"),
+    )
+    grad_checkpointing: bool = option("grad_checkpointing", False, help="recompute blocks in the backward")
+    compile: bool = option("compile", False, help="compile the model with torch.compile")
+    restore: str | None = option("restore", None, help="run folder whose weights to start from")
+    pretrained_core: str | None = option("pretrained_core", None, help="run folder whose core to start from")
+    wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
+    wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
+    clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
+    verbose: int = option("verbose", 1, help="0 silent to 3 everything", low=0, high=3)
+
+
+CORES: dict[str, type[ClosedLoopVivitConfig] | type[FcnnConfig]] = {
+    "vivit": ClosedLoopVivitConfig, "fcnn": FcnnConfig,
+}  # fmt: skip
+READOUTS = {"gaussian": GaussianConfig}
+OUTPUTS = {0: "identity", 1: "elu", 2: "exp", 3: "learnable_softplus", 4: "sigmoid"}
+# Cores and readouts that the published code names, and that are refused with their names.
+ELSEWHERE = {
+    "core": ("linear", "v1t", "gru_baseline", "random", "large_random", "bvivit"),
+    "readout": ("factorized", "conv", "linear", "depth-gaussian", "attention", "random"),
+}
+SELECTORS = {"core": CORES, "readout": READOUTS, "output_mode": OUTPUTS}
+# What published `args.yaml` files hold besides options: derived facts.
+DERIVED = (
+    "input_shapes", "output_shapes", "max_frame", "neuron_idx", "train_sizes", "trainable_params", "git_hash",
+    "hostname",
+)  # fmt: skip
+INTEGER_SWITCHES = ("ds_scale", "grad_checkpointing", "core_flash_attention", "core_pad_frame")
+# The defaults of the optimizer depend on the core, as in the published code.
+_OPTIMIZER_DEFAULTS: dict[str, Options] = {
+    "vivit": {},
+    "fcnn": {"lr": 0.005, "core_lr": None, "weight_decay": 0.0, "core_weight_decay": 0.0},
+}
+# What an older `args.yaml` lacks, and had.
+_BEFORE: Options = {
+    "core_reg_tokens": 0, "core_use_causal_attention": False, "core_norm_qk": False, "center_crop": 1.0,
+    "clip_grad": 0, "limit_neurons": None, "core_norm": "layernorm", "core_pad_frame": 1, "core_activation": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClosedLoopConfig:
+    """Everything that defines a run of the family of 2025."""
+
+    data: ClosedLoopDataConfig
+    core: ClosedLoopVivitConfig | FcnnConfig
+    readout: GaussianConfig
+    shifter: ShifterConfig
+    optimizer: ClosedLoopOptimizerConfig
+    train: ClosedLoopTrainConfig
+    output: str = "elu"
+    modulator: NoModulatorConfig = dataclasses.field(default_factory=NoModulatorConfig)
+    critic: NoCriticConfig = dataclasses.field(default_factory=NoCriticConfig)
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS.values():
+            words = ", ".join(f"{k} ({v})" for k, v in OUTPUTS.items())
+            raise ConfigError(f"--output_mode must be one of {words}, not {self.output!r}")
+        if self.data.outputs == "min_max" and self.output not in ("identity", "sigmoid"):
+            object.__setattr__(self, "output", "sigmoid")  # as published
+        crop = self.data.crop_frame
+        for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
+            if frames > 0 and self.core.output_frames(frames) < 1:
+                raise ConfigError(f"the core's temporal extent is longer than {what}: no frame would be predicted")
+
+    @property
+    def core_lr(self) -> float:
+        """Of the core's parameters."""
+        return self.optimizer.lr if self.optimizer.core_lr is None else self.optimizer.core_lr
+
+    @property
+    def core_weight_decay(self) -> float:
+        """Of the core's parameters."""
+        options = self.optimizer
+        return options.weight_decay if options.core_weight_decay is None else options.core_weight_decay
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
+        """Builds a configuration from published option names; codes and their names are both accepted.
+
+        Raises:
+            ConfigError: names the option, what is allowed and what was given; an option that is not known is one too.
+        """
+        left = set(map(str, options)) - set(SELECTORS) - set(DERIVED)
+        core, readout = (_select(selector, options) for selector in ("core", "readout"))
+        defaults = _OPTIMIZER_DEFAULTS[core.name]
+        parts = []
+        for component in (
+            ClosedLoopDataConfig, core, readout, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig,
+        ):  # fmt: skip
+            values = {}
+            for f in dataclasses.fields(component):
+                flag = f.metadata["flag"]
+                left.discard(flag)
+                if flag in options:
+                    values[f.name] = decode(f, options[flag])
+                elif flag in defaults:
+                    values[f.name] = defaults[flag]
+                elif f.default is dataclasses.MISSING:
+                    raise ConfigError(f"--{flag} is required: {f.metadata['help']}")
+            parts.append(component(**values))
+        if left:
+            raise ConfigError(surplus(min(left), options))
+        output = options.get("output_mode", 1)
+        if isinstance(output, int) and not isinstance(output, bool):
+            output = OUTPUTS.get(output, output)
+        return cls(*parts, output=output)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_published(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
+        """A configuration from the `args.yaml` of a published run, which may predate some options."""
+        known = _flags(_select("core", options), _select("readout", options))
+        before = {flag: value for flag, value in _BEFORE.items() if flag in known}
+        return cls.from_options(before | dict(options))
+
+    def to_options(self) -> Options:
+        """The flat mapping of published option names and integer codes."""
+        options: Options = {
+            "core": self.core.name, "readout": self.readout.name,
+            "output_mode": next(k for k, v in OUTPUTS.items() if v == self.output),
+        }  # fmt: skip
+        parts: tuple[Any, ...] = (self.data, self.core, self.readout, self.shifter, self.optimizer, self.train)
+        for part in parts:
+            for f in dataclasses.fields(part):
+                options[f.metadata["flag"]] = encode(f, getattr(part, f.name))
+        return options
+
+
+def _select(selector: str, options: Mapping[str, Any]) -> Any:
+    table, value = SELECTORS[selector], options.get(selector)
+    if value is None:
+        raise ConfigError(f"--{selector} is required: one of {', '.join(map(str, table))}")
+    if value in ELSEWHERE[selector]:
+        raise ConfigError(f"--{selector} {value} of the published code is not built here; there are {', '.join(table)}")
+    if not isinstance(value, str) or value not in table:
+        raise ConfigError(f"--{selector} must be one of {', '.join(map(str, table))}, not {value!r}")
+    return table[value]
+
+
+def decode(f: dataclasses.Field[Any], value: Any) -> Any:
+    """A field's value from its published form."""
+    if f.metadata["flag"] in INTEGER_SWITCHES and value in (0, 1):
+        return bool(value)
+    return _decode(f, value)
+
+
+def encode(f: dataclasses.Field[Any], value: Any) -> Any:
+    """The published form of a field's value."""
+    if f.metadata["flag"] in INTEGER_SWITCHES and value is not None:
+        return int(value)
+    if f.metadata["flag"] == "clip_grad" and float(value).is_integer():
+        return int(value)
+    return _encode(f, value)
+
+
+def components() -> Iterator[type[_Checked]]:
+    """Every component that has options."""
+    yield ClosedLoopDataConfig
+    yield from CORES.values()
+    yield from READOUTS.values()
+    yield from (ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
+
+
+def _flags(*parts: type[_Checked]) -> set[str]:
+    always = (ClosedLoopDataConfig, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
+    return {f.metadata["flag"] for part in (*always, *parts) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+
+
+def all_flags() -> set[str]:
+    """Every option of the family."""
+    return {f.metadata["flag"] for c in components() for f in dataclasses.fields(c)} | set(SELECTORS)  # type: ignore[arg-type]
+
+
+def surplus(flag: str, options: Mapping[str, Any]) -> str:
+    """What is wrong with an option that no chosen component has."""
+    for name, component in CORES.items():
+        if flag in {f.metadata["flag"] for f in dataclasses.fields(component)}:  # type: ignore[arg-type]
+            return f"--{flag} belongs to --core {name}, but --core is {options.get('core')}"
+    close = difflib.get_close_matches(flag, sorted(all_flags()), n=1)
+    return f"unknown option --{flag} (family of 2025)" + (f"; did you mean --{close[0]}?" if close else "")

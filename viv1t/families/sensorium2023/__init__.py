@@ -1,0 +1,1 @@
+"""ViV1T of 2023, as the authors trained it for the Sensorium challenge."""
