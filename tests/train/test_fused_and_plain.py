@@ -39,7 +39,7 @@ def test_fused_and_plain_training_reach_the_same_correlation(tmp_path: Path, mon
     for way, reached in scores.items():
         if way == "plain":
             monkeypatch.setattr("viv1t.model.layers.blocks.parallel_block", plain_block)
-            monkeypatch.setattr("viv1t.model.layers.tokenizer.patch_embed", patch_embed)
+            monkeypatch.setattr("viv1t.model.layers.patches.patch_embed", patch_embed)
             monkeypatch.setattr("viv1t.model.readout.readout", readout)
         for seed in range(3):
             folder = tmp_path / f"{way}{seed}"
