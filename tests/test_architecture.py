@@ -13,14 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
     "types": 0, "errors": 0, "config": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
+    "inputs": 0, "windows": 0,
     "kernels": 0, "_prefetcher": 0,
     "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,
     "model": 2, "criterion": 2, "metrics": 2,
     "families": 3, "optim": 3,
     "train": 4, "scores": 4, "attention_rollout": 4,
-    "evaluate": 5, "lab": 5, "predict": 5, "predict_onnx": 5, "export": 5, "plot": 5,
-    "predict_movie": 5, "response_files": 5,
-    "cli": 6,
+    "subject": 5, "evaluate": 5, "lab": 5, "predict": 6, "predict_onnx": 6, "export": 5, "plot": 5,
+    "predict_movie": 6, "response_files": 5, "sources": 6,
+    "predictor": 7, "cli": 8,
 }  # fmt: skip
 
 

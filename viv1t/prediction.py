@@ -35,6 +35,10 @@ class TrialPrediction:
     response: np.ndarray
     frames: int
 
+    def __post_init__(self) -> None:
+        """Raises a DataError if a prediction is not finite: such numbers are never written."""
+        check_finite(self.response, self.mouse.id, self.trial_id, self.frames - self.response.shape[1])
+
     def aligned(self) -> np.ndarray:
         """(N, T), frame by frame beside the recording; NaN where nothing is predicted, before the core's reach."""
         before = self.frames - self.response.shape[1]
@@ -53,6 +57,28 @@ class TrialPrediction:
                 f"{self.frames} frames, but the challenge scores all after the first {UNSCORED_FRAMES}"
             )
         return self.response[:, -frames:]
+
+
+def check_finite(response: np.ndarray, mouse_id: str, trial: int | None, first_frame: int) -> None:
+    """Raises a DataError for predictions that are not finite.
+
+    Args:
+        response: (N, t).
+        mouse_id: whose.
+        trial: number of the trial; None of a movie.
+        first_frame: the frame of the first column.
+    """
+    finite = np.isfinite(response)
+    if finite.all():
+        return
+    frames = np.flatnonzero(~finite.all(axis=0)) + first_frame
+    neurons = int((~finite.all(axis=1)).sum())
+    where = "the movie" if trial is None else f"trial {trial}"
+    raise DataError(
+        f"mouse {mouse_id}, {where}: predictions of {neurons} of {len(response)} neurons are not finite, between the "
+        f"frames {frames[0]} and {frames[-1]}: movie, behavior or gaze lie far outside what the model was trained on; "
+        "compare their units with those of its recordings"
+    )
 
 
 def write_npy(folder: Path, predictions: Iterable[TrialPrediction], tier: str) -> int:

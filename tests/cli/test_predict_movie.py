@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,11 +19,13 @@ from small_videos import moving_pattern, write_video
 
 from viv1t.cli.predict import main
 from viv1t.data.loader import Recordings
-from viv1t.errors import DataError
+from viv1t.errors import ConfigError, DataError
 from viv1t.model.twin import ViV1T
 from viv1t.plot.movie import MovieSummary, movie_responses, raster
-from viv1t.predict_movie import Joint, Windows, known_frames, predict_movie, state_of
+from viv1t.predict_movie import predict_movie
+from viv1t.subject import Subject, SubjectModel, fitting, known_frames, state_of
 from viv1t.train.ensemble import open_ensemble
+from viv1t.windows import Joint, Windows, rhythm
 
 SIZE = (36, 64)
 
@@ -31,9 +35,15 @@ def pieces(movie: np.ndarray, size: int = 17) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(movie[first : first + size]).float()
 
 
-def joined(models: list[ViV1T], recordings: Recordings, movie: np.ndarray, **options: object) -> dict[str, np.ndarray]:
+def subjects(recordings: Recordings) -> dict[str, Subject]:
+    return {mouse: Subject.of(recordings, mouse) for mouse in recordings.mice}
+
+
+def joined(models: list[ViV1T], recordings: Recordings, movie: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+    """In the longest and fewest windows, if not told otherwise."""
+    options = {"window": known(recordings), "passes": 1} | options
     parts: dict[str, list[np.ndarray]] = {}
-    for mouse, part in predict_movie(models, recordings, pieces(movie), len(movie), **options):  # type: ignore[arg-type]
+    for mouse, part in predict_movie(models, subjects(recordings), pieces(movie), len(movie), **options):
         parts.setdefault(mouse, []).append(part)
     return {mouse: np.concatenate(p, axis=1) for mouse, p in parts.items()}
 
@@ -79,9 +89,7 @@ def test_what_windows_agree_on_is_joined_exactly() -> None:
     joint = Joint(windows)
     parts = []
     for start in windows.starts:
-        response = truth[:, start : start + 300].copy()
-        response[:, :14] = np.nan
-        parts.append(joint.add(start, response, final=start + 300 == 977))
+        parts.append(joint.add(truth[:, start + 14 : start + 300]))
     found = np.concatenate(parts, axis=1)
     assert np.isnan(found[:, :14]).all()
     assert np.allclose(found[:, 14:], truth[:, 14:], rtol=0, atol=1e-6)
@@ -92,10 +100,44 @@ def test_what_windows_disagree_on_passes_over_in_equal_steps() -> None:
     assert windows.starts == [0, 200]
     joint = Joint(windows)
     low, high = np.zeros((1, 300), np.float32), np.ones((1, 300), np.float32)
-    found = np.concatenate([joint.add(0, low, final=False), joint.add(200, high, final=True)], axis=1)[0]
+    found = np.concatenate([joint.add(low), joint.add(high)], axis=1)[0]
     assert (found[:250] == 0).all()
     assert np.allclose(found[250:300], np.arange(1, 51) / 51)
     assert (found[300:] == 1).all()
+
+
+@pytest.mark.parametrize("total", [70, 71, 200, 260])
+@pytest.mark.parametrize("passes", [2, 3, 16])
+def test_denser_windows_join_what_they_agree_on_exactly(total: int, passes: int) -> None:
+    truth = np.random.default_rng(0).random((3, total)).astype(np.float32)
+    windows = Windows.of(total, 70, 4, passes)
+    joint = Joint(windows)
+    found = np.concatenate([joint.add(truth[:, start + 4 : start + 70]) for start in windows.starts], axis=1)
+    assert found.shape == truth.shape
+    assert np.isnan(found[:, :4]).all()
+    assert np.allclose(found[:, 4:], truth[:, 4:], rtol=0, atol=1e-6)
+    few, many = (len(Windows.of(10000, 300, 4, n).starts) for n in (1, passes))
+    assert many == pytest.approx(passes * few, rel=0.05)  # the cost that is told
+
+
+def test_denser_windows_take_a_rhythm_away() -> None:
+    """Windows that add to each frame what depends on its place in them, as learned positions in time do."""
+    rng = np.random.default_rng(0)
+    truth, places = rng.normal(size=(1, 3000)).astype(np.float32), 2 * rng.normal(size=(1, 300)).astype(np.float32)
+    shares = []
+    for passes in (1, 2, 4, 8):
+        windows = Windows.of(3000, 300, 0, passes)
+        joint = Joint(windows)
+        found = np.concatenate([joint.add(truth[:, s : s + 300] + places) for s in windows.starts], axis=1)
+        shares.append(rhythm(found[0], windows.step))
+    assert shares[0] > 0.6
+    assert shares[1:] == sorted(shares[1:], reverse=True)
+    assert shares[3] < 0.4
+    assert rhythm(truth[0], 200) < 0.05
+    slow = np.cumsum(truth[0])
+    assert rhythm(slow, 200) < 0.1
+    assert np.isnan(rhythm(truth[0], 800))
+    assert np.isnan(rhythm(np.ones(3000), 200))
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------
@@ -166,6 +208,54 @@ def test_frames_between_joints_are_those_of_their_window(opened: tuple[list[ViV1
         assert np.array_equal(found[mouse][:, own], alone[:, own.start - second : own.stop - second])
 
 
+def test_long_films_are_shown_in_windows_that_the_positions_in_time_were_trained_on(
+    opened: tuple[list[ViV1T], Recordings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, recordings = opened
+    mice = {"F": SubjectModel(models, Subject.of(recordings, "F"))}
+    assert models[0].core.most_frames == 300
+    longest = known(recordings)
+    assert (fitting(mice, longest).length, fitting(mice, longest).passes) == (longest, 1)  # like a trial
+    assert (fitting(mice, longest + 1).length, fitting(mice, longest + 1).passes) == (40, 2)  # --crop_frame
+    assert fitting(mice, 500, passes=1) == Windows.of(500, 40, 4)
+    assert fitting(mice, 500, window=60, passes=3) == Windows.of(500, 60, 4, 3)
+    with pytest.raises(ConfigError, match=f"windows of 301 frames are longer than the model .* know: {longest}"):
+        fitting(mice, 500, window=301)
+    monkeypatch.setattr(type(models[0].core), "most_frames", None)  # without positions in time
+    mice = {"F": SubjectModel(models, Subject.of(recordings, "F"))}
+    assert fitting(mice, 500) == Windows.of(500, longest, 4)
+
+
+def test_what_is_not_finite_is_refused_with_its_place(opened: tuple[list[ViV1T], Recordings]) -> None:
+    models, recordings = opened
+    movie = moving_pattern(200, *SIZE).astype(np.float32)
+    movie[120:] = 1e38
+    with pytest.raises(DataError, match=r"mouse F, the movie: predictions of \d of 6 neurons are not finite"):
+        joined(models, recordings, movie)
+
+
+@pytest.mark.parametrize(
+    ("levels", "scale"), [((0, 255), 1), ((12, 180), 1), ((-3, 260), 1), ((0, 1), 1 / 255), ((0.1, 0.9), 1 / 255)]
+)
+def test_films_are_shown_in_the_grey_levels_of_the_recordings(
+    levels: tuple[float, float], scale: float, opened: tuple[list[ViV1T], Recordings]
+) -> None:
+    subject = Subject.of(opened[1], "F")
+    assert subject.levels is not None
+    assert subject.levels[1] > 2
+    assert dataclasses.replace(subject, levels=levels).film_scale() == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("levels", [(-2.5, 3.1), (0, 4095), (-1, 1)])
+def test_films_are_refused_where_recordings_hold_no_grey_levels(
+    levels: tuple[float, float], opened: tuple[list[ViV1T], Recordings]
+) -> None:
+    subject = dataclasses.replace(Subject.of(opened[1], "F"), levels=levels)
+    reason = "mouse F: a film has grey levels of 0 to 255, but the recorded movies have values from"
+    with pytest.raises(ConfigError, match=reason):
+        next(predict_movie(opened[0], {"F": subject}, pieces(moving_pattern(60, *SIZE)), 60))
+
+
 def test_medians_stand_in_for_behaviour_and_gaze(opened: tuple[list[ViV1T], Recordings]) -> None:
     models, recordings = opened
     movie = moving_pattern(60, *SIZE)
@@ -206,7 +296,7 @@ def test_a_movie_of_another_length_than_said_is_refused(opened: tuple[list[ViV1T
     models, recordings = opened
     for said in (59, 61):
         with pytest.raises(DataError, match=r"the movie (ended after 60 frames of 61|has more than the 59 frames)"):
-            for _ in predict_movie(models, recordings, pieces(moving_pattern(60, *SIZE)), said):
+            for _ in predict_movie(models, subjects(recordings), pieces(moving_pattern(60, *SIZE)), said):
                 pass
 
 
@@ -230,7 +320,7 @@ def test_the_command_writes_npy_parquet_and_a_picture(
     assert "240 frames of 72 x 128 pixels in 4.00 s became 120 of 36 x 64 at 30 Hz, decoded by pyav" in text
     models, recordings = opened
     small = luma[::2].reshape(120, 36, 2, 64, 2).mean((2, 4))
-    expected = joined(models, recordings, small.astype(np.float32))
+    expected = joined(models, recordings, small.astype(np.float32), window=None, passes=None)
     predicted(capsys, run, "--movie", film, "--out", out, "--format", "parquet", "--quiet")
     for id, mouse in recordings.mice.items():
         found = np.load(out / mouse.session / "film.npy")
@@ -330,7 +420,7 @@ def test_memory_does_not_grow_with_the_movie(opened: tuple[list[ViV1T], Recordin
             yield torch.zeros(10, *SIZE)
 
     given = 0
-    for mouse, part in predict_movie(models, recordings, movie(), 1000):
+    for mouse, part in predict_movie(models, subjects(recordings), movie(), 1000):
         if mouse == "F":
             given += part.shape[1]
             assert asked - given <= 70 + 10

@@ -14,12 +14,14 @@ from viv1t.data.frames import FITS
 from viv1t.data.movie import Movie
 from viv1t.data.npy import read_npy
 from viv1t.errors import ConfigError, DataError
+from viv1t.inputs import STATES
 from viv1t.plot.movie import MovieSummary, movie_responses
 from viv1t.plot.style import figure_path
-from viv1t.predict_movie import STATES, predict_movie
+from viv1t.predict_movie import predict_movie
 from viv1t.prediction import check_pyarrow
 from viv1t.progress import Progress
 from viv1t.response_files import npy_file, parquet_file, source_of
+from viv1t.subject import Subject
 from viv1t.train.ensemble import open_ensemble
 from viv1t.train.trainer import best_device
 
@@ -57,7 +59,8 @@ def predict_to_movie(args: argparse.Namespace) -> int:
                 summary.add_stimulus(piece.cpu().numpy())
                 yield piece
 
-        for id, responses in predict_movie(models, recordings, stimulus(), movie.frames, states, args.units):
+        subjects = {id: Subject.of(recordings, id) for id in mice}
+        for id, responses in predict_movie(models, subjects, stimulus(), movie.frames, states, args.units):
             writers[id](responses)
             summary.add_response(id, responses)
             progress.step(f"mouse {id}", responses.shape[1])

@@ -16,7 +16,13 @@ from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
 from viv1t.data.recorded import STATES, RecordedMouse
 from viv1t.data.resident import CpuCache, DeviceCache
 from viv1t.data.session import Session, find_sessions
-from viv1t.data.statistics import MouseStatistics, computed_statistics, provided_statistics, state_median
+from viv1t.data.statistics import (
+    MouseStatistics,
+    computed_statistics,
+    movie_levels,
+    provided_statistics,
+    state_median,
+)
 from viv1t.data.transform import Transform, response_affine
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
@@ -209,6 +215,21 @@ class Recordings:
         """
         video = self._sessions[mouse_id].read("video", trial)
         return np.moveaxis(video, -1, 0)[: self.frames(mouse_id, trial)]
+
+    def movie_levels(self, mouse_id: str) -> tuple[float, float] | None:
+        """The smallest and the largest value of the training movies; without statistics, of the first of them.
+
+        None where there is no training trial.
+
+        Raises:
+            DataError: a trial is missing or damaged.
+        """
+        if (statistics := self._statistics[mouse_id]) is not None:
+            return movie_levels(statistics)
+        if not self._train[mouse_id]:
+            return None
+        movie = self.movie(mouse_id, self._train[mouse_id][0])
+        return float(movie.min()), float(movie.max())
 
     def mean_response(self, mouse_id: str) -> np.ndarray:
         """(N,) float32, the mean transformed response over all used frames of the training set.

@@ -64,6 +64,12 @@ class MouseStatistics:
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
+def movie_levels(statistics: MouseStatistics) -> tuple[float, float]:
+    """The smallest and the largest value of the movies of the tier `train`."""
+    video = (statistics.time or statistics.trial)["video"]
+    return float(np.nanmin(video.min)), float(np.nanmax(video.max))
+
+
 def response_precision(std: np.ndarray) -> np.ndarray:
     """What responses are multiplied by: 1 / std, bounded where a neuron is nearly silent.
 
