@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_videos import moving_pattern, write_video
+from small_videos import av, moving_pattern, write_video
 
 from viv1t.data import dali
 from viv1t.data.container import Edit
@@ -16,7 +17,7 @@ from viv1t.data.movie import Movie
 from viv1t.data.session import Session
 from viv1t.data.timeline import by_stamps, by_ticks, with_edits
 from viv1t.data.trial_video import array_header, read_array
-from viv1t.data.video import probe
+from viv1t.data.video import decode, probe
 from viv1t.errors import DataError
 
 SIZE = (48, 64)
@@ -262,6 +263,28 @@ def test_a_single_frame_and_unknown_durations() -> None:
     assert several.end == pytest.approx(0.25 + 0.125)  # the last as long as the one in the middle
     unknown = by_stamps([None, 0], [0, 0], 1e-3, 25)
     assert unknown.times.tolist() == [0, 0.04]
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+def test_b_frames_with_the_time_stamps_of_decoding(container: str, tmp_path: Path) -> None:
+    """As tools write that copy them from AVI files."""
+    luma = moving_pattern(40, *SIZE)
+    plain = write_video(tmp_path / "plain.mp4", luma, "libx264", B_FRAMES)
+    with av.open(str(plain)) as source, av.open(str(tmp_path / f"film.{container}"), "w") as target:
+        film = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.dts += 2048
+                packet.stream, packet.pts = film, packet.dts
+                target.mux(packet)
+    assert shown(tmp_path / f"film.{container}", luma) == list(range(40))
+
+
+def test_time_stamps_that_go_back_are_not_believed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.avi", moving_pattern(9, *SIZE), "libx264", B_FRAMES)
+    info = dataclasses.replace(probe(path), start=0.0)
+    with pytest.raises(DataError, match=r"film\.avi: time stamps are damaged: they go back after 0\.\d+ s; convert"):
+        list(decode(info))
 
 
 # -- names, lists of files, sizes --------------------------------------------------------------------------------------

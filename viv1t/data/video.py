@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,8 @@ def probe(path: Path) -> VideoInfo:
         _check_complete(path, kind, stream, len(packets), promised, (line.start or 0) + line.end)
         if kind == _MOV:
             line = with_edits(line, [p[0] for p in packets], edit_list(path, stream.id), float(stream.time_base or 0))
+        if stream.codec_context.has_b_frames and not line.cuts and _are_ascending([p[0] for p in packets]):
+            line = replace(line, start=None)  # stamps of decoding, if they are reordered at all
         _check_times(path, line)
         rotation, mirrored = orientation(path, first)
         return VideoInfo(
@@ -219,7 +221,11 @@ def _decode_part(info: VideoInfo, cut: dict[int, float] | None, threads: int) ->
             elif info.start is None or frame.time is None:
                 time = float(info.times[min(index, info.frames - 1)])
             else:
-                time = float(frame.time) - info.start
+                before, time = time, float(frame.time) - info.start
+                if time < before - 1e-6:
+                    raise DataError(
+                        f"{info.path}: time stamps are damaged: they go back after {before:.2f} s; convert it anew"
+                    )
             index += 1
             yield time, frame
 
@@ -303,6 +309,11 @@ def _timeline(
     if kind == _AVI and len(decoded) == len(packets) and time_base:
         return by_ticks(decoded, stream.duration or 0, time_base)
     return by_stamps([pts for pts, _, _ in packets], [duration for _, _, duration in packets], time_base, rate)
+
+
+def _are_ascending(stamps: list[int | None]) -> bool:
+    known = np.array([s for s in stamps if s is not None], np.int64)
+    return len(known) == len(stamps) and bool((np.diff(known) > 0).all())
 
 
 def _check_times(path: Path, line: Timeline) -> None:
