@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import struct
 from fractions import Fraction
@@ -277,14 +278,34 @@ def test_without_pyav_the_package_is_named(tmp_path: Path, monkeypatch: pytest.M
 # -- long films --------------------------------------------------------------------------------------------------------
 
 
+def peak() -> int:
+    """Bytes of memory that the process had at most since the last time it was asked to forget."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+
+
+def test_large_frames_are_let_go_one_by_one(tmp_path: Path) -> None:
+    luma = np.zeros((24, 1536, 2048), np.uint8)
+    luma[:, 5, 5] = np.arange(24) * 10
+    path = write_video(tmp_path / "film.mp4", luma, "libx264", {"preset": "ultrafast"})  # 4.7 MB each, decoded
+    gc.collect()
+    gc.disable()  # frames in a cycle of references would wait for it
+    try:
+        frames = decode(probe(path))
+        for _ in range(6):
+            next(frames)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        assert sum(1 for _ in frames) == 18
+        assert peak() - before < 30e6
+    finally:
+        gc.enable()
+
+
 def test_a_long_film_streams_with_bounded_memory(tmp_path: Path) -> None:
     height, width, repeats = 480, 640, 3
     luma = moving_pattern(12, height, width).repeat(50, axis=0)  # 184 MB as it is, three quarters of a GB as float32
     path = write_video(tmp_path / "film.mp4", luma[:600], "mpeg4", {"qmin": "9", "qmax": "9"})
     del luma
-
-    def peak() -> int:
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
 
     for _ in decode(probe(path)):  # what the decoder itself takes
         pass

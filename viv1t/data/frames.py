@@ -18,7 +18,7 @@ from viv1t.types import FRAME_RATE
 FITS = ("crop", "pad", "stretch")
 BACKGROUND = 127.0  # grey level around frames that are padded
 _PIECE = 300  # frames that a still is handed out in, at most
-_BLOCK = 10 << 20  # pixels that are converted at once: all of a frame up to 4K
+_BLOCK = 4 << 20  # pixels that are converted at once
 
 
 def tick(time: float) -> int:
@@ -51,7 +51,7 @@ def resample(
     for times, luma in chunks:
         starts = [tick(float(time)) for time in times]
         shown = [i for i, start in enumerate(starts) if i + 1 == len(starts) or starts[i + 1] > start]
-        frames = resize(luma[shown])
+        frames = resize(luma if len(shown) == len(starts) else luma[shown])
         starts = [starts[i] for i in shown]
         if last is None:
             starts[0] = 0  # what comes before the first frame that can be decoded

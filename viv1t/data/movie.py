@@ -87,6 +87,6 @@ def _pyav_chunks(info: VideoInfo, frames: int, device: torch.device) -> Iterator
 
     decoded = decode(info)
     while some := list(islice(decoded, frames)):
-        luma = np.stack([luma for _, luma in some])
+        luma = np.stack([luma for _, luma in some]) if len(some) > 1 else some[0][1][None]
         luma = luma if luma.dtype == np.uint8 else luma.astype(np.float32)
         yield np.array([time for time, _ in some]), torch.from_numpy(luma).to(device)

@@ -32,7 +32,7 @@ _LUMA_FIRST = re.compile(r"(yuvj?a?4\d\dp|gray)(9|10|12|14|16)?(le)?|nv(12|16|21
 _RGB = {"rgb24", "bgr24", "rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr", "gbrp", "gbrap", "pal8"}
 _GREY = np.array((0.299, 0.587, 0.114), np.float32)  # of red, green and blue: ITU-R BT.601
 _FULL = 2  # FFmpeg's number for full range
-_THREAD_BYTES = 256 << 20  # of frames that threads decode at once
+_THREAD_BYTES = 96 << 20  # of frames that threads decode at once
 _MOV, _AVI = "mov,mp4,m4a,3gp,3g2,mj2", "avi"  # FFmpeg's names
 # Formats of one file that holds its frames: none that names other files, or places in a network.
 _FORMATS = (
@@ -198,7 +198,7 @@ def decode(info: VideoInfo, threads: int = 0) -> Iterator[tuple[float, np.ndarra
 
 def _decode_part(info: VideoInfo, cut: dict[int, float] | None, threads: int) -> Iterator[tuple[float, av.VideoFrame]]:
     """All frames, or those of a part, in the order they are shown, with their times."""
-    time, index = 0.0, 0
+    time, index, angle = 0.0, 0, None
     last = max(cut) if cut else 0
     with opened(info.path, threads) as (container, stream):
         frames = container.decode(stream)
@@ -210,7 +210,8 @@ def _decode_part(info: VideoInfo, cut: dict[int, float] | None, threads: int) ->
                     f"{info.path}: frames change after {time:.2f} s from {_kind(info.pixel_format, info.size)} to "
                     f"{_kind(frame.format.name, (frame.height, frame.width))}; convert it to one size and format"
                 )
-            if orientation(info.path, frame) != (info.rotation, info.mirrored):
+            angle = frame.rotation if angle is None else angle
+            if frame.rotation != angle:  # not `side_data`, which would keep frames in memory
                 raise DataError(f"{info.path}: frames are turned otherwise after {time:.2f} s; convert it anew")
             if cut is not None:
                 if frame.pts not in cut:
