@@ -38,6 +38,7 @@ def test_equation(name: str) -> None:
         "mean_poisson": poisson / 4,
         "mse": ((y - p) ** 2).mean(),
         "logMSE": ((np.log(y + EPS) - np.log(p + EPS)) ** 2).mean(),
+        "gamma": ((y + EPS) / (p + EPS) + np.log(p + EPS)).sum(),
     }[name]
     assert float(_loss(name, response, prediction, ds_scale=False)) == pytest.approx(expected, rel=1e-6)
     assert float(_loss(name, response, prediction)) == pytest.approx(3 * expected, rel=1e-6)

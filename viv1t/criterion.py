@@ -9,6 +9,7 @@ S = sqrt(training trials / batch size) and e the machine epsilon of float32, wha
     mean_poisson         poisson / batch size
     mse                  mean (y - p)^2 * share
     logMSE               mean (log(y + e) - log(p + e))^2 * share
+    gamma                sum (y + e) / (p + e) + log(p + e)
 
 `corr` is Pearson's, over the frames of all trials together, with e added to each standard deviation. `share` is the
 part of the batch that these trials are, so that the losses of micro batches add up; logMSE is weighed by it here
@@ -17,7 +18,7 @@ although the published code does not. S multiplies the result when scaling is on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,12 @@ def _log_mse(pair: _Pair) -> Tensor:
     return pair.mean(logs.square(), _ALL) * pair.share
 
 
+@_criterion("gamma")
+def _gamma(pair: _Pair) -> Tensor:
+    y, p = pair.response + EPS, pair.prediction + EPS
+    return pair.sum(y / p + torch.log(p), _ALL)
+
+
 def criterion(
     name: str,
     response: Tensor,
@@ -144,6 +151,36 @@ def criterion(
 def criterion_scale(train_trials: int, batch_size: int) -> float:
     """S."""
     return (train_trials / batch_size) ** 0.5
+
+
+def share_scale(train_sizes: Mapping[str, int], mouse_id: str) -> float:
+    """The mean number of training trials over mice, divided by this mouse's: every mouse's data weigh the same."""
+    return sum(train_sizes.values()) / (len(train_sizes) * train_sizes[mouse_id])
+
+
+def share_criterion(
+    name: str,
+    response: Tensor,
+    prediction: Tensor,
+    *,
+    train_sizes: Mapping[str, int] | None,
+    mouse_id: str,
+    batch_size: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The loss of 2025 of one micro batch of one mouse: the criterion times `share_scale`.
+
+    A step divides the sum over mice by the number of mice and `batch_size`.
+
+    Args:
+        name, response, prediction, mask: as of `criterion`.
+        train_sizes: training trials of every mouse; None scales nothing.
+        mouse_id: whose trials these are.
+        batch_size: trials of the whole batch, by whose share mse and logMSE are weighed; default all are here. The
+            published code does not weigh them.
+    """
+    loss = unscaled_criterion(name, response, prediction, batch_size or len(prediction), mask)
+    return loss if train_sizes is None else loss * share_scale(train_sizes, mouse_id)
 
 
 def unscaled_criterion(

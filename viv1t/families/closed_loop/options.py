@@ -58,8 +58,8 @@ class ClosedLoopDataConfig(_Checked):
     def validate(self) -> None:
         if not self.center_crop > 0:
             raise ConfigError(f"--center_crop must be above 0, not {self.center_crop}")
-        if self.crop_frame != -1 and self.crop_frame <= UNSCORED_FRAMES:
-            raise ConfigError(f"--crop_frame must be -1 or above {UNSCORED_FRAMES}, not {self.crop_frame}")
+        if self.crop_frame == 0:
+            raise ConfigError("--crop_frame must be -1 or at least 1, not 0")
         if self.mouse_ids is not None and not self.mouse_ids:
             raise ConfigError("--mouse_ids needs at least one mouse")
 
@@ -329,6 +329,13 @@ class ClosedLoopConfig:
         Raises:
             ConfigError: names the option, what is allowed and what was given; an option that is not known is one too.
         """
+        config = cls._built(options)
+        if 0 < config.data.crop_frame <= UNSCORED_FRAMES:
+            raise ConfigError(f"--crop_frame must be -1 or above {UNSCORED_FRAMES}, not {config.data.crop_frame}")
+        return config
+
+    @classmethod
+    def _built(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
         left = set(map(str, options)) - set(SELECTORS) - set(DERIVED)
         core, readout = (_select(selector, options) for selector in ("core", "readout"))
         defaults = _OPTIMIZER_DEFAULTS[core.name]
@@ -359,7 +366,7 @@ class ClosedLoopConfig:
         """A configuration from the `args.yaml` of a published run, which may predate some options."""
         known = _flags(_select("core", options), _select("readout", options))
         before = {flag: value for flag, value in _BEFORE.items() if flag in known}
-        return cls.from_options(before | dict(options))
+        return cls._built(before | dict(options))
 
     def to_options(self) -> Options:
         """The flat mapping of published option names and integer codes."""
