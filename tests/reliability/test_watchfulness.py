@@ -110,10 +110,18 @@ def test_a_fault_of_the_machine_is_told_from_one_of_the_data(
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
      RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes")],
 )  # fmt: skip
-@pytest.mark.parametrize(("fits", "words"), [(2, "--micro_batch_size 2 does"), (0, "not even one does")])
+@pytest.mark.parametrize(
+    ("fits", "words"),
+    [(2, "the same command with --micro_batch_size 2 goes on"),
+     (0, "not even one does: start a run in another folder with a lower --crop_frame or a smaller core")],
+)  # fmt: skip
+@pytest.mark.parametrize("core", ["vivit", "factorized_baseline"])
 def test_out_of_memory_names_what_fits(
-    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, fits: int, words: str
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, fits: int, words: str, core: str
 ) -> None:
+    if core == "vivit":  # the one that can do its blocks again
+        words = words.replace("goes on", "goes on, or more with --grad_checkpointing 1")
+        words = words.replace("does: start", "does: set --grad_checkpointing 1, or start")
     losses = Objective.losses
 
     def limited(self: Objective, batch: Batch, size: int) -> Any:
@@ -122,8 +130,29 @@ def test_out_of_memory_names_what_fits(
         return losses(self, batch, size)
 
     monkeypatch.setattr(Objective, "losses", limited)
-    with pytest.raises(TrainingError, match=r"mouse F, trials .*: 4 trials at a time do not fit in memory; " + words):
-        train(mice, tmp_path / "run", batch_size=4)
+    of_core = {"core": core} | ({"output_mode": 0} if core != "vivit" else {})
+    with pytest.raises(TrainingError, match=rf"mouse F, trials .*: 4 trials at a time do not fit in memory; {words}$"):
+        train(mice, tmp_path / "run", batch_size=4, **of_core)
+
+
+def test_the_advice_on_memory_can_be_followed(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    train(mice, run, batch_size=4, epochs=1)
+    losses, sizes = Objective.losses, []
+
+    def limited(self: Objective, batch: Batch, size: int) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise MemoryError
+        return losses(self, batch, size)
+
+    monkeypatch.setattr(Objective, "losses", limited)
+    with pytest.raises(TrainingError, match=r"the same command with --micro_batch_size 2 goes on"):
+        train(mice, run, batch_size=4, epochs=2)
+    sizes.clear()
+    train(mice, run, batch_size=4, epochs=2, micro_batch_size=2)
+    train(mice, run, batch_size=4, epochs=3)  # as it was left
+    assert max(sizes) == 2
 
 
 def test_other_errors_are_not_taken_for_memory(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,12 @@ from viv1t.train.published_file import read_published
 from viv1t.types import MAX_FRAMES
 
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do. Which
-# recordings `data` and `mouse_ids` come to is compared by what they hold.
+# recordings `data` and `mouse_ids` come to is compared by what they hold. Micro batches change a little, as the
+# criterion's correlations are within them, but memory may leave no choice.
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
     "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "no_compile", "save_every",
-    "reader_timeout", "data", "mouse_ids",
+    "reader_timeout", "data", "mouse_ids", "micro_batch_size",
 }  # fmt: skip
 
 

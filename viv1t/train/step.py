@@ -88,6 +88,7 @@ class Step:
         self.objective = Objective(model, config, train_sizes, critic, compiled)
         self.options = config.optimizer
         self.micro_batch_size = config.train.micro_batch_size
+        self.checkpointing = config.train.grad_checkpointing
         self.parameters = list(model.parameters())
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._accumulated: list[tuple[str, str, Tensor]] = []
@@ -127,8 +128,17 @@ class Step:
     def _what_fits(self, batch: Batch) -> str:
         size = self.find_micro_batch(batch.slice(0, max(1, len(batch) // 2)))
         if self._fits(batch.slice(0, size)):
-            return f"--micro_batch_size {size} does, or more with --grad_checkpointing 1"
-        return "not even one does: set --grad_checkpointing 1, lower --crop_frame, or take a smaller core"
+            more = ", or more with --grad_checkpointing 1" if self.can_recompute else ""
+            return f"the same command with --micro_batch_size {size} goes on{more}"
+        first = "set --grad_checkpointing 1, or " if self.can_recompute else ""
+        return f"not even one does: {first}start a run in another folder with a lower --crop_frame or a smaller core"
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether --grad_checkpointing 1 would take less memory than now."""
+        parameter = next(iter(self.trained), None)
+        on = self.checkpointing if self.checkpointing is not None else parameter is not None and parameter.is_cuda
+        return not isinstance(self.model.core, FactorizedBaseline) and not on and not self.model.frozen
 
     def forget(self) -> None:
         """Drops what has been accumulated."""

@@ -23,7 +23,7 @@ from viv1t.data.reader import Batches
 from viv1t.data.recorded import write_recorded
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.files import remove_leftovers, write_text
-from viv1t.memory import available_bytes, can_measure
+from viv1t.memory import available_bytes
 from viv1t.model.critic import Critic, check_size
 from viv1t.model.twin import module_key
 from viv1t.progress import Progress, duration
@@ -232,7 +232,12 @@ class Trainer:
         load_optimizer_entries(self.modules, self.optimizer, entries)
         self.epoch, self.batch, self.losses = state.cursor.epoch - 1, state.cursor.batch, list(state.losses)
         self.schedule.load_state_dict(state.schedule)
-        self.step.micro_batch_size = state.micro_batch_size
+        self.step.micro_batch_size = self.config.train.micro_batch_size or state.micro_batch_size
+        if self.step.micro_batch_size != state.micro_batch_size:
+            log.warning(
+                "micro batches are of %d trials from here on, not of %d, and so are correlations in the criterion",
+                self.step.micro_batch_size, state.micro_batch_size,
+            )  # fmt: skip
         for group, lr in zip(groups, state.lr, strict=True):
             group["lr"] = lr
         self.records.read(self.epoch)
@@ -383,7 +388,7 @@ class Trainer:
         batch = largest_batch(self.model, self.config.data)
         if self.device.type == "cuda":
             size = self.step.find_micro_batch(batch.to(self.device))
-        elif self.device.type == "cpu" and can_measure() and not self.step.objective.compiled:
+        elif self.device.type == "cpu" and not self.step.objective.compiled:
             size = self.step.micro_batch_within(batch, MEMORY_SHARE * available_bytes() / self.ranks.size)
         else:
             size = len(batch)
@@ -391,7 +396,8 @@ class Trainer:
         if size < len(batch):
             log.warning(
                 "batches of %d are taken %d trials at a time, to fit in memory, so correlations in the criterion are "
-                "of as many; --grad_checkpointing 1 takes less", len(batch), size,
+                "of as many%s", len(batch), size,
+                "; --grad_checkpointing 1 takes less" if self.step.can_recompute else "",
             )  # fmt: skip
         return size
 
