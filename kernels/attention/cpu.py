@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..common.dropout import keep_rows, keep_scale, lane_generator
 from ..common.lanes import lane_slices, run_lanes
-from .settings import Settings, normalise, normalise_backward
+from .settings import Settings, prepare, prepare_backward
 from .softmax_cpu import HeadAttention
 
 # Values of queries, keys and values that are taken at a time.
@@ -59,7 +59,7 @@ def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
     def work(_: int, group: slice, attention: HeadAttention, drop: Drop | None) -> None:
         q, k, v = packed[group].split(settings.inner, dim=-1)
-        q, k = normalise(q, settings.q_norm).y, normalise(k, settings.k_norm).y
+        q, k = prepare(q, settings.q_norm, settings).y, prepare(k, settings.k_norm, settings).y
         attention.forward(q, k, v, out[group], sums[group])
         if drop is not None:
             out[group] = drop(out[group])
@@ -72,9 +72,7 @@ def backward(
     grad: Tensor, packed: Tensor, out: Tensor, sums: Tensor, settings: Settings, grad_packed: Tensor
 ) -> list[Tensor]:
     """See `settings.py`."""
-    norms = (settings.q_norm, settings.k_norm)
-    given = [p for norm in norms if norm is not None for p in norm if p is not None]
-    totals = [[torch.zeros_like(p) for p in given] for _ in range(max(1, len(_lanes(packed))))]
+    totals = [[torch.zeros_like(p) for p in settings.norm_parameters] for _ in range(max(1, len(_lanes(packed))))]
 
     def work(lane: int, group: slice, attention: HeadAttention, drop: Drop | None) -> None:
         q, k, v = packed[group].split(settings.inner, dim=-1)
@@ -83,12 +81,12 @@ def backward(
         if drop is not None:
             g = drop(g)
             y = y * (1 - settings.dropout)  # zero where g is: as good as the result before the dropout
-        q_norm, k_norm = normalise(q, settings.q_norm), normalise(k, settings.k_norm)
-        attention.backward(g, q_norm.y, k_norm.y, v, y, sums[group], True, (dq, dk, dv))
+        queries, keys = prepare(q, settings.q_norm, settings), prepare(k, settings.k_norm, settings)
+        attention.backward(g, queries.y, keys.y, v, y, sums[group], True, (dq, dk, dv))
         of_weights = []
-        for d, norm in ((dq, q_norm), (dk, k_norm)):
-            dx, parts = normalise_backward(d, norm)
-            if parts:
+        for d, prepared in ((dq, queries), (dk, keys)):
+            dx, parts = prepare_backward(d, prepared, settings)
+            if dx is not d:
                 d.copy_(dx)
             of_weights += parts
         for total, part in zip(totals[lane], of_weights, strict=True):

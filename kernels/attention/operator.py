@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..common.dropout import new_seed
 from ..common.exporting import is_exporting
+from ..common.norms import norm_of
 from . import cpu, reference
-from .settings import Norm, Settings
+from .rotary import Rotary
+from .settings import Settings
 
 
 def attention(
@@ -29,8 +31,13 @@ def attention(
     *,
     q_weight: Tensor | None = None,
     q_bias: Tensor | None = None,
+    q_alpha: Tensor | None = None,
     k_weight: Tensor | None = None,
     k_bias: Tensor | None = None,
+    k_alpha: Tensor | None = None,
+    norm_kind: str = "layernorm",
+    norm_eps: float = 1e-5,
+    rotary: Rotary | None = None,
     causal: bool = False,
     dropout: float = 0.0,
     seed: Tensor | None = None,
@@ -42,9 +49,12 @@ def attention(
             head_dim).
         heads, head_dim: head sizes that are multiples of 16 up to 128 are fast on a GPU.
         scale: of the scores.
-        q_weight, q_bias, k_weight, k_bias: (heads * head_dim,) of a LayerNorm (eps 1e-5) of all heads' queries and
-            keys together, or None.
-        causal: a row sees itself and what comes before.
+        q_weight, q_bias, k_weight, k_bias: (heads * head_dim,) of a norm of all heads' queries and keys together, or
+            None.
+        q_alpha, k_alpha: (1,) of `dyt`.
+        norm_kind, norm_eps: which norm (`common/norms.py`).
+        rotary: (L, head_dim / 2) tables that turn queries and keys after the norm; no gradient flows into them.
+        causal: a row sees itself and what comes before; nothing above the diagonal is computed.
         dropout: probability of an element of the result being 0; the others are divided by 1 - dropout.
         seed: (1,) int64 on the same device that decides which; drawn here if None.
 
@@ -52,25 +62,36 @@ def attention(
         (S, L, heads * head_dim) in the dtype of `packed`.
 
     Raises:
-        ValueError: `packed` is too narrow.
+        ValueError: `packed` is too narrow, a table has another shape, or a norm another parameter.
     """
     width = 3 * heads * head_dim
     if packed.ndim != 3 or packed.shape[2] < width:
         raise ValueError(f"packed must be (S, L, {width} or more), not {tuple(packed.shape)}")
+    check_rotary(rotary, packed.shape[1], head_dim)
     if is_exporting():
-        norms: dict[str, Any] = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
-        return reference.attention(packed, heads, head_dim, scale, causal=causal, dropout=dropout, seed=seed, **norms)
+        return reference.attention(
+            packed, heads, head_dim, scale, q_weight=q_weight, q_bias=q_bias, q_alpha=q_alpha, k_weight=k_weight,
+            k_bias=k_bias, k_alpha=k_alpha, norm_kind=norm_kind, norm_eps=norm_eps, rotary=rotary, causal=causal,
+            dropout=dropout, seed=seed,
+        )  # fmt: skip
     if dropout and seed is None:
         seed = new_seed(packed.device)
     out, _ = _forward(
-        packed[..., :width], q_weight, q_bias, k_weight, k_bias, seed if dropout else None,
-        heads, head_dim, scale, causal, dropout,
+        packed[..., :width], q_weight, q_bias, q_alpha, k_weight, k_bias, k_alpha, *(rotary or (None, None)),
+        seed if dropout else None, heads, head_dim, scale, causal, dropout, norm_kind, norm_eps,
     )  # fmt: skip
     return out
 
 
-def _norm(weight: Tensor | None, bias: Tensor | None) -> Norm | None:
-    return None if weight is None else Norm(weight, bias)
+def check_rotary(rotary: Rotary | None, length: int, head_dim: int) -> None:
+    """Raises ValueError where tables do not fit."""
+    if rotary is None:
+        return
+    if head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs of a head's columns: its size must be even, not {head_dim}")
+    if {tuple(table.shape) for table in rotary} != {(length, head_dim // 2)}:
+        shapes = " and ".join(str(tuple(table.shape)) for table in rotary)
+        raise ValueError(f"rotary tables must be (L, d / 2) = {(length, head_dim // 2)}, not {shapes}")
 
 
 def implementation(packed: Tensor, head_dim: int) -> ModuleType:
@@ -83,39 +104,46 @@ def implementation(packed: Tensor, head_dim: int) -> ModuleType:
     return cpu
 
 
+def _settings(
+    norms: tuple[Tensor | None, ...], cos: Tensor | None, sin: Tensor | None, seed: Tensor | None, heads: int,
+    head_dim: int, scale: float, causal: bool, dropout: float, norm_kind: str, norm_eps: float,
+) -> Settings:  # fmt: skip
+    """The operator's arguments as implementations take them."""
+    q_norm, k_norm = (norm_of(*norms[i : i + 3], norm_kind, norm_eps) for i in (0, 3))  # type: ignore[arg-type,misc]
+    rotary = None if cos is None or sin is None else Rotary(cos, sin)
+    return Settings(heads, head_dim, scale, causal, dropout, seed, q_norm, k_norm, rotary)
+
+
 @torch.library.custom_op("viv1t::attention", mutates_args=())
 def _forward(
     packed: Tensor,
     q_weight: Tensor | None,
     q_bias: Tensor | None,
+    q_alpha: Tensor | None,
     k_weight: Tensor | None,
     k_bias: Tensor | None,
+    k_alpha: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     seed: Tensor | None,
     heads: int,
     head_dim: int,
     scale: float,
     causal: bool,
     dropout: float,
+    norm_kind: str,
+    norm_eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the sums of its rows (S, heads, L); see `settings.py`."""
-    norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
-    settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
+    norms = (q_weight, q_bias, q_alpha, k_weight, k_bias, k_alpha)
+    settings = _settings(norms, cos, sin, seed, heads, head_dim, scale, causal, dropout, norm_kind, norm_eps)
     return implementation(packed, head_dim).forward(packed, settings)
 
 
 @_forward.register_fake
-def _(
-    packed: Tensor,
-    q_weight: Any,
-    q_bias: Any,
-    k_weight: Any,
-    k_bias: Any,
-    seed: Any,
-    heads: int,
-    head_dim: int,
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
+def _(packed: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     sequences, length = packed.shape[:2]
+    heads, head_dim = rest[9:11]
     wide = torch.promote_types(packed.dtype, torch.float32)
     out = packed.new_empty(sequences, length, heads * head_dim)
     return out, packed.new_empty(sequences, heads, length, dtype=wide)
@@ -129,46 +157,48 @@ def _backward(
     sums: Tensor,
     q_weight: Tensor | None,
     q_bias: Tensor | None,
+    q_alpha: Tensor | None,
     k_weight: Tensor | None,
     k_bias: Tensor | None,
+    k_alpha: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     seed: Tensor | None,
     heads: int,
     head_dim: int,
     scale: float,
     causal: bool,
     dropout: float,
+    norm_kind: str,
+    norm_eps: float,
 ) -> list[Tensor]:
-    """Gradients of `packed` (S, L, 3 * heads * head_dim) and of each weight and bias that is given, in order."""
-    norms = _norm(q_weight, q_bias), _norm(k_weight, k_bias)
-    settings = Settings(heads, head_dim, scale, causal, dropout, seed, *norms)
+    """Gradients of `packed` (S, L, 3 * heads * head_dim) and of each parameter of a norm that is given, in order."""
+    norms = (q_weight, q_bias, q_alpha, k_weight, k_bias, k_alpha)
+    settings = _settings(norms, cos, sin, seed, heads, head_dim, scale, causal, dropout, norm_kind, norm_eps)
     grad_packed = packed.new_empty(packed.shape)
     backward = implementation(packed, head_dim).backward
     return [grad_packed, *backward(grad, packed, out, sums, settings, grad_packed)]
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor, packed: Tensor, out: Tensor, sums: Tensor, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
-    *_: Any,
-) -> list[Tensor]:  # fmt: skip
-    given = [p for p in (q_weight, q_bias, k_weight, k_bias) if p is not None]
-    return [packed.new_empty(packed.shape), *(torch.empty_like(p) for p in given)]
+def _(grad: Tensor, packed: Tensor, out: Tensor, sums: Tensor, *rest: Any) -> list[Tensor]:
+    return [packed.new_empty(packed.shape), *(torch.empty_like(p) for p in rest[:6] if p is not None)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    packed, *weights_and_seed = inputs[:6]
-    ctx.save_for_backward(packed, *output, *weights_and_seed)
-    ctx.settings = inputs[6:]
+    packed, *others = inputs[:10]  # norms, tables, seed
+    ctx.save_for_backward(packed, *output, *others)
+    ctx.settings = inputs[10:]
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * (3 + len(ctx.settings))  # tables, seed, settings
     if grad is None:
-        return (None,) * 11
-    packed, out, sums, *weights_and_seed = ctx.saved_tensors
-    grad_packed, *others = _backward(grad, packed, out, sums, *weights_and_seed, *ctx.settings)
-    weights = [None if p is None else others.pop(0) for p in weights_and_seed[:4]]
-    return grad_packed, *weights, *(None,) * 6
+        return (None,) * 7 + nothing
+    packed, out, sums, *others = ctx.saved_tensors
+    grad_packed, *found = _backward(grad, packed, out, sums, *others, *ctx.settings)
+    return grad_packed, *(None if p is None else found.pop(0) for p in others[:6]), *nothing
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.norms import norm, norm_of
 from ..common.philox_reference import keep_mask
+from .rotary import Rotary, rotate
 
 
 def attention(
@@ -17,8 +19,13 @@ def attention(
     *,
     q_weight: Tensor | None = None,
     q_bias: Tensor | None = None,
+    q_alpha: Tensor | None = None,
     k_weight: Tensor | None = None,
     k_bias: Tensor | None = None,
+    k_alpha: Tensor | None = None,
+    norm_kind: str = "layernorm",
+    norm_eps: float = 1e-5,
+    rotary: Rotary | None = None,
     causal: bool = False,
     dropout: float = 0.0,
     seed: Tensor | None = None,
@@ -29,10 +36,8 @@ def attention(
     """
     inner = heads * head_dim
     q, k, v = packed[..., : 3 * inner].split(inner, dim=-1)
-    if q_weight is not None:
-        q = F.layer_norm(q, (inner,), q_weight, q_bias)
-    if k_weight is not None:
-        k = F.layer_norm(k, (inner,), k_weight, k_bias)
+    q = rotate(norm(q, norm_of(q_weight, q_bias, q_alpha, norm_kind, norm_eps)), rotary, heads)
+    k = rotate(norm(k, norm_of(k_weight, k_bias, k_alpha, norm_kind, norm_eps)), rotary, heads)
     q, k, v = (x.unflatten(-1, (heads, head_dim)).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2).flatten(2)
     if seed is None or dropout == 0:

@@ -7,7 +7,8 @@ not shifted by their row's largest, which spares two passes over them. In the ba
     dS = P * (dO V' - delta)
 
 comes from one product and one pass: delta joins dO, and ones join V, as further features. So does what is taken off
-scores that could overflow; they are rounded, to bf16 too, only when they are small.
+scores that could overflow; they are rounded, to bf16 too, only when they are small. Causal rows are taken in blocks,
+each with the keys up to its last row alone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,20 @@ from torch import Tensor
 _SCORES = 260_000
 # Largest score, as a power of two, that needs no shift: rows of 2**60 scores and gradients of 2**60 still fit.
 _SAFE = 60.0
+# Rows of a causal block.
+_CAUSAL_ROWS = 64
 # Of so many keys one is looked at for what is taken off a row's scores before they are rounded.
 _SAMPLED = 8
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """Writes or adds a b to `out`."""
+    if add:
+        out += torch.bmm(a, b)
+    elif out.is_contiguous() and out.dtype == a.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        out.copy_(torch.bmm(a, b))
 
 
 class HeadAttention:
@@ -43,9 +56,15 @@ class HeadAttention:
     ) -> None:  # fmt: skip
         self.heads, self.head_dim, self.scale, self.dtype = heads, head_dim, scale, dtype
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.at_once = max(1, _SCORES // max(1, length * length))
-        self.scores = torch.empty(2, self.at_once, length, length, dtype=dtype, device=device)
-        self.unseen = torch.full_like(self.scores[0, 0], float("-inf")).triu_(1) if causal else None
+        rows = min(length, _CAUSAL_ROWS) if causal else length
+        # Rows, and the end of the keys that they see.
+        starts = range(0, length, max(1, rows))
+        self.blocks = [(slice(start, end), end) for start in starts for end in [min(start + rows, length)]]
+        self.at_once = max(1, _SCORES // max(1, rows * length))
+        self.scores = torch.empty(2, self.at_once * rows * length, dtype=dtype, device=device)
+        self.unseen: Tensor | None = None
+        if causal:
+            self.unseen = torch.full((rows, rows), float("-inf"), dtype=dtype, device=device).triu_(1)
         # Features that hold one number; in bf16 two, the second for what the first rounds away.
         self.slots = 1 if dtype.itemsize > 2 else 2
 
@@ -79,17 +98,27 @@ class HeadAttention:
         largest = [torch.linalg.vector_norm(x, dim=-1).amax().to(self.wide) for x in (queries, keys)]
         if float(largest[0] * largest[1]) < _SAFE:
             return queries, keys, False
-        near = torch.bmm(queries, keys[:, ::_SAMPLED].transpose(1, 2)).amax(dim=-1, keepdim=True)
+        near = torch.bmm(queries, keys[:, ::_SAMPLED].transpose(1, 2))
+        if self.unseen is not None:
+            row = torch.arange(near.shape[1], device=near.device)
+            near.masked_fill_(row[::_SAMPLED] > row[:, None], float("-inf"))
+        near = near.amax(dim=-1, keepdim=True)
         queries, keys = self._gathered(q, self.slots, factor), self._gathered(k, self.slots)
         self._put(queries, -near.to(self.wide))
         return queries, keys, True
 
+    def _scratch(self, which: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Memory for scores, (n, rows, keys)."""
+        shape = (len(queries), queries.shape[1], keys.shape[1])
+        return self.scores[which, : math.prod(shape)].view(shape)
+
     def _weights(self, queries: Tensor, keys: Tensor, shift: bool) -> Tensor:
-        """Unnormalised weights (n, L, L) in scratch memory."""
-        weights = self.scores[0, : len(queries)]
+        """Unnormalised weights (n, rows, keys) in scratch memory; the last of causal keys are the rows' own."""
+        weights = self._scratch(0, queries, keys)
         torch.bmm(queries, keys.transpose(1, 2), out=weights)
         if self.unseen is not None:
-            weights.add_(self.unseen)
+            rows = queries.shape[1]
+            weights[..., -rows:] += self.unseen[:rows, :rows]
         if shift:
             weights.sub_(weights.amax(dim=-1, keepdim=True))
         return torch.exp2(weights, out=weights)
@@ -108,9 +137,10 @@ class HeadAttention:
         result = torch.empty_like(values)
         of_rows = sums.view(*values.shape[:2], 1)
         for queries_, keys_, values_, result_, sums_ in self._at_once(queries, keys, values, result, of_rows):
-            weights = self._weights(queries_, keys_, shift)
-            torch.sum(weights, dim=-1, keepdim=True, dtype=self.wide, out=sums_)
-            torch.bmm(weights, values_, out=result_)
+            for rows, end in self.blocks:
+                weights = self._weights(queries_[:, rows], keys_[:, :end], shift)
+                torch.sum(weights, dim=-1, keepdim=True, dtype=self.wide, out=sums_[:, rows])
+                _product(weights, values_[:, :end], result_[:, rows])
         target = self._split(out)
         target.copy_(result.div_(of_rows).view(target.shape))
 
@@ -124,23 +154,31 @@ class HeadAttention:
         values, given = self._gathered(v, self.slots), self._gathered(grad)
         result = self._gathered(out) if known else torch.empty_like(given)
         of_rows = sums.view(*keys.shape[:2], 1)
-        above, dq, dk, dv = (torch.empty_like(x) for x in (values, given, given, given))
+        # What several blocks add to is as wide as sums are.
+        summed = self.wide if len(self.blocks) > 1 else self.dtype
+        above, dq = torch.empty_like(values), torch.empty_like(given)
+        dk, dv = (torch.empty_like(given, dtype=summed) for _ in "kv")
         whole = queries, keys, values, of_rows, given, result, above, dq, dk, dv
         for queries_, keys_, values_, sums_, given_, result_, above_, dq_, dk_, dv_ in self._at_once(*whole):
-            weights = self._weights(queries_, keys_, shift)
-            if not known:
-                torch.sum(weights, dim=-1, keepdim=True, dtype=self.wide, out=sums_)
-                torch.bmm(weights, values_[..., :d], out=result_)
-                result_.div_(sums_)
-            # (grad, -delta) / sums, delta the sum of grad * result over a row.
-            torch.div(given_, sums_, out=above_[..., :d])
-            self._put(above_, -(above_[..., :d] * result_).sum(dim=-1, keepdim=True, dtype=self.wide))
-            torch.bmm(weights.transpose(1, 2), above_[..., :d], out=dv_)
-            products = self.scores[1, : len(weights)]
-            torch.bmm(above_, values_.transpose(1, 2), out=products)
-            weights.mul_(products)
-            torch.bmm(weights, keys_[..., :d], out=dq_)
-            torch.bmm(weights.transpose(1, 2), queries_[..., :d], out=dk_)
+            # From the last rows, which see all keys, to the first, which add to what is there.
+            for i, (rows, end) in enumerate(reversed(self.blocks)):
+                some, seen = queries_[:, rows], keys_[:, :end]
+                weights = self._weights(some, seen, shift)
+                if not known:
+                    torch.sum(weights, dim=-1, keepdim=True, dtype=self.wide, out=sums_[:, rows])
+                    _product(weights, values_[:, :end, :d], result_[:, rows])
+                    result_[:, rows] /= sums_[:, rows]
+                # (grad, -delta) / sums, delta the sum of grad * result over a row.
+                given_rows = above_[:, rows, :d]
+                torch.div(given_[:, rows], sums_[:, rows], out=given_rows)
+                delta = (given_rows * result_[:, rows]).sum(dim=-1, keepdim=True, dtype=self.wide)
+                self._put(above_[:, rows], -delta)
+                _product(weights.transpose(1, 2), given_rows, dv_[:, :end], add=i > 0)
+                products = self._scratch(1, some, seen)
+                torch.bmm(above_[:, rows], values_[:, :end].transpose(1, 2), out=products)
+                weights.mul_(products)
+                _product(weights, seen[..., :d], dq_[:, rows])
+                _product(weights.transpose(1, 2), some[..., :d], dk_[:, :end], add=i > 0)
         if not known:
             target = self._split(out)
             target.copy_(result.view(target.shape))

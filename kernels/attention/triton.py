@@ -23,7 +23,7 @@ from torch import Tensor
 from ..common.dropout import drop_threshold, keep_scale
 from ..common.philox import keep_tile
 from ..common.variant import Variant
-from .settings import Normalised, Settings, normalise, normalise_backward
+from .settings import Prepared, Settings, prepare, prepare_backward
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -442,18 +442,18 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _normalised(packed: Tensor, settings: Settings) -> tuple[Tensor, Normalised, Normalised]:
-    """`packed` as the kernels take it."""
+def _prepared(packed: Tensor, settings: Settings) -> tuple[Tensor, Prepared, Prepared]:
+    """`packed` as the kernels take it, and its queries and keys."""
     q, k, v = packed.split(settings.inner, dim=-1)
-    q_norm, k_norm = normalise(q, settings.q_norm), normalise(k, settings.k_norm)
-    if settings.q_norm is None and settings.k_norm is None:
-        return _contiguous_rows(packed), q_norm, k_norm
-    return torch.cat((q_norm.y, k_norm.y, v), dim=-1), q_norm, k_norm
+    queries, keys = prepare(q, settings.q_norm, settings), prepare(k, settings.k_norm, settings)
+    if queries.y is q and keys.y is k:
+        return _contiguous_rows(packed), queries, keys
+    return torch.cat((queries.y, keys.y, v), dim=-1), queries, keys
 
 
 def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """See `settings.py`."""
-    packed, _, _ = _normalised(packed, settings)
+    packed, _, _ = _prepared(packed, settings)
     sequences, length, _ = packed.shape
     out = packed.new_empty(sequences, length, settings.inner)
     lse = packed.new_empty(sequences, settings.heads, length, dtype=torch.float32)
@@ -504,16 +504,16 @@ def backward(
     grad: Tensor, packed: Tensor, out: Tensor, lse: Tensor, settings: Settings, grad_packed: Tensor
 ) -> list[Tensor]:
     """See `settings.py`."""
-    packed, q_norm, k_norm = _normalised(packed, settings)
+    packed, queries, keys = _prepared(packed, settings)
     grad, out = _contiguous_rows(grad), out.contiguous()
     if out.numel():
         _launch_backward(grad, packed, out, lse, settings, grad_packed)
     weights: list[Tensor] = []
-    for part, norm in zip(grad_packed.split(settings.inner, dim=-1)[:2], (q_norm, k_norm), strict=True):
-        if norm.norm is not None:
-            dx, parts = normalise_backward(part, norm)
+    for part, prepared in zip(grad_packed.split(settings.inner, dim=-1)[:2], (queries, keys), strict=True):
+        dx, parts = prepare_backward(part, prepared, settings)
+        if dx is not part:
             part.copy_(dx)
-            weights += parts
+        weights += parts
     return weights
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.settings import Norm, normalise, normalise_backward
+from ..attention.rotary import Rotary
+from ..attention.settings import Prepared, Settings, prepare, prepare_backward
 from ..attention.softmax_cpu import HeadAttention
+from ..common.activations import activate, activate_backward
 from ..common.dropout import keep_rows, keep_scale, lane_generator
 from ..common.lanes import lane_slices, run_lanes
-from .settings import BlockSettings, BlockWeights, Kept
+from ..common.norms import Norm, Normalised, normalise, normalise_backward
+from .settings import BlockSettings, BlockWeights, Kept, norms_of
 
 # Values of the fused projection that are taken at a time.
 _GROUP_VALUES = 1_000_000
@@ -66,49 +68,34 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def _activation(x: Tensor, swiglu: bool) -> Tensor:
-    if not swiglu:
-        return F.gelu(x)
-    value, gate = x.chunk(2, dim=-1)
-    return F.silu(gate).mul_(value)
-
-
-def _activation_backward(grad: Tensor, x: Tensor, swiglu: bool, out: Tensor) -> None:
-    if not swiglu:
-        torch.ops.aten.gelu_backward.grad_input(grad, x, grad_input=out)
-        return
-    value, gate = x.chunk(2, dim=-1)
-    for_value, for_gate = out.chunk(2, dim=-1)
-    torch.mul(grad, F.silu(gate), out=for_value)
-    torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=for_gate)
-
-
 class _Lane:
     """One lane's view of the block: weights in the products' dtype, and memory to work in."""
 
-    def __init__(self, x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: int | None, index: int) -> None:
+    def __init__(
+        self, x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None, seed: int | None,
+        index: int,
+    ) -> None:  # fmt: skip
         self.x, self.weights, self.settings = x, weights, settings
         self.wide = torch.promote_types(x.dtype, torch.float32)
         self.dtype = settings.dtype
         self.length, self.inner = x.shape[1], weights.inner
         self.fused, self.attention_out, self.ff_out = (w.to(self.dtype) for w in weights[2:5])
         self.fused_in = self.fused.t().contiguous()  # products with it are faster this way round
-        self.norm = weights.norm_weight.to(self.wide), weights.norm_bias.to(self.wide)
-        self.norms = [
-            None if weight is None else Norm(weight, bias)
-            for weight, bias in ((weights.q_weight, weights.q_bias), (weights.k_weight, weights.k_bias))
-        ]
+        self.norm, *self.norms = norms_of(weights, settings)
         self.generator = None if seed is None else lane_generator(seed, index)
-        heads = settings.heads
-        self.attention = HeadAttention(self.length, heads, self.inner // heads, settings.scale, self.dtype)
+        heads, scale, causal = settings.heads, settings.scale, settings.causal
+        self.of_attention = Settings(heads, self.inner // heads, scale, causal, rotary=rotary)
+        self.attention = HeadAttention(self.length, heads, self.inner // heads, scale, self.dtype, causal)
 
     def masks(self, group: slice) -> Masks:
         return draw_masks(self.generator, group.stop - group.start, self.length, self.weights, self.settings)
 
-    def normalise(self, group: slice) -> tuple[Tensor, ...]:
-        """Rows of the group, normalised, with their means and inverse deviations."""
-        rows = self.x[group].reshape(-1, self.x.shape[2]).to(self.wide).contiguous()
-        return rows, *torch.native_layer_norm(rows, rows.shape[1:], *self.norm, self.settings.eps)
+    def normalise(self, group: slice) -> Normalised:
+        """Rows of the group, normalised."""
+        return normalise(self.x[group].reshape(-1, self.x.shape[2]).to(self.wide).contiguous(), self.norm)
+
+    def prepare(self, q: Tensor, k: Tensor) -> list[Prepared]:
+        return [prepare(x, norm, self.of_attention) for x, norm in zip((q, k), self.norms, strict=True)]
 
     def kept(self, group: slice, kept: Kept | None) -> Kept:
         """The group's part of what is kept, or memory for it."""
@@ -139,23 +126,24 @@ class _Lane:
     def forward(self, group: slice, y: Tensor, kept: Kept | None) -> None:
         settings, masks = self.settings, self.masks(group)
         packed, attended, sums = self.kept(group, kept)
-        rows, normalised, _, _ = self.normalise(group)
-        torch.mm(normalised.to(self.dtype), self.fused_in, out=packed.view(len(rows), -1))
+        normalised = self.normalise(group)
+        rows = normalised.x
+        torch.mm(normalised.y.to(self.dtype), self.fused_in, out=packed.view(len(rows), -1))
         q, k, v, hidden = self.parts(packed)
         for run in self.attending(masks, attended, sums):
-            q_, k_ = (normalise(x[run], norm).y for x, norm in zip((q, k), self.norms, strict=True))
-            self.attention.forward(q_, k_, v[run], attended[run], sums[run])
+            queries, keys = self.prepare(q[run], k[run])
+            self.attention.forward(queries.y, keys.y, v[run], attended[run], sums[run])
         dropped = _masked(attended.view(len(rows), -1), masks.attention)
-        active = _masked(_activation(hidden.flatten(0, 1), self.weights.swiglu), masks.ff)
+        active = _masked(activate(hidden.flatten(0, 1), settings.activation), masks.ff)
         for path, (branch, out) in enumerate(((dropped, self.attention_out), (active, self.ff_out))):
             rows = rows + masks.on_paths((branch @ out.t()).to(self.wide), path, settings)
         y[group] = rows.view(y[group].shape)
 
-    def backward(self, group: slice, grad: Tensor, kept: Kept | None, grad_x: Tensor, sums: list[Tensor]) -> None:
+    def backward(self, group: slice, grad: Tensor, kept: Kept | None, grad_x: Tensor, sums: dict[str, Tensor]) -> None:
         """Writes the group's part of grad_x, adds to the sums of the weights' gradients."""
-        settings, weights, masks = self.settings, self.weights, self.masks(group)
-        rows, normalised, mean, rstd = self.normalise(group)
-        normalised = normalised.to(self.dtype)
+        settings, masks = self.settings, self.masks(group)
+        norm = self.normalise(group)
+        rows, normalised = norm.x, norm.y.to(self.dtype)
         above = grad[group].reshape(rows.shape).to(self.wide).contiguous()
         packed, attended, attended_sums = self.kept(group, kept)
         if kept is None:
@@ -166,37 +154,39 @@ class _Lane:
 
         hidden = hidden.flatten(0, 1)
         branch = masks.on_paths(above, 1, settings).to(self.dtype)
-        _add_product(sums[4], branch, _masked(_activation(hidden, weights.swiglu), masks.ff))
+        _add_product(sums["ff_out"], branch, _masked(activate(hidden, settings.activation), masks.ff))
         d_active = _masked(branch @ self.ff_out, masks.ff)
-        _activation_backward(d_active, hidden, weights.swiglu, d_hidden.flatten(0, 1))
+        activate_backward(d_active, hidden, settings.activation, d_hidden.flatten(0, 1))
 
         branch = masks.on_paths(above, 0, settings).to(self.dtype)
         d_attended = _masked(branch @ self.attention_out, masks.attention).view(attended.shape)
         # What is kept has its zeros already.
         zeroed = (grad_packed[..., : 3 * self.inner], *(() if kept else (attended,)))
         for run in self.attending(masks, *zeroed):
-            norm_q, norm_k = (normalise(x[run], norm) for x, norm in zip((q, k), self.norms, strict=True))
+            queries, keys = self.prepare(q[run], k[run])
             grads = dq[run], dk[run], dv[run]
-            inputs = d_attended[run], norm_q.y, norm_k.y, v[run]
+            inputs = d_attended[run], queries.y, keys.y, v[run]
             self.attention.backward(*inputs, attended[run], attended_sums[run], kept is not None, grads)
-            at = 5
-            for n, d in zip((norm_q, norm_k), grads, strict=False):
-                dx, of_weights = normalise_backward(d, n)
-                if of_weights:
+            for prefix, prepared, d in zip("qk", (queries, keys), grads, strict=False):
+                dx, of_norm = prepare_backward(d, prepared, self.of_attention)
+                if dx is not d:
                     d.copy_(dx)
-                for total, part in zip(sums[at:], of_weights, strict=False):
-                    total.add_(part)
-                at += len(of_weights)
-        _add_product(sums[3], branch, _masked(attended.view(len(rows), -1), masks.attention))
+                _add_norm(sums, prefix, prepared.normalised.norm, of_norm)
+        _add_product(sums["attention_out"], branch, _masked(attended.view(len(rows), -1), masks.attention))
 
         flat = grad_packed.view(len(rows), -1)
-        _add_product(sums[2], flat, normalised)
-        dx, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-            (flat @ self.fused).to(self.wide), rows, rows.shape[1:], mean, rstd, *self.norm, [True] * 3
-        )
-        sums[0].add_(d_weight)
-        sums[1].add_(d_bias)
+        _add_product(sums["fused"], flat, normalised)
+        dx, of_norm = normalise_backward((flat @ self.fused).to(self.wide), norm)
+        _add_norm(sums, "norm", self.norm, of_norm)
         grad_x[group] = dx.add_(above).view(grad_x[group].shape)
+
+
+def _add_norm(sums: dict[str, Tensor], prefix: str, norm: Norm | None, found: list[Tensor]) -> None:
+    """Adds gradients of a norm's parameters."""
+    if norm is not None:
+        names = [name for name in ("weight", "bias", "alpha") if getattr(norm, name) is not None]
+        for name, part in zip(names, found, strict=True):
+            sums[f"{prefix}_{name}"] += part
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -217,7 +207,7 @@ def new_kept(x: Tensor, weights: BlockWeights, settings: BlockSettings, keep: bo
 
 
 def forward(
-    x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, keep: bool
+    x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None, seed: Tensor | None, keep: bool
 ) -> tuple[Tensor, Kept]:
     """See `settings.py`."""
     y = x.new_empty(x.shape)
@@ -226,7 +216,7 @@ def forward(
     number = None if seed is None else int(seed)
 
     def work(index: int) -> None:
-        lane = _Lane(x, weights, settings, number, index)
+        lane = _Lane(x, weights, settings, rotary, number, index)
         for group in lanes[index]:
             lane.forward(group, y, kept if keep else None)
 
@@ -235,21 +225,22 @@ def forward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, kept: Kept | None
-) -> list[Tensor]:
+    grad: Tensor, x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None,
+    seed: Tensor | None, kept: Kept | None,
+) -> list[Tensor]:  # fmt: skip
     """See `settings.py`."""
     grad_x = x.new_empty(x.shape)
     lanes = block_lanes(x.shape, weights)
     number = None if seed is None else int(seed)
     wide = torch.promote_types(x.dtype, torch.float32)
-    given = [w for w in weights if w is not None]
-    sums = [[torch.zeros(w.shape, dtype=wide) for w in given] for _ in range(max(1, len(lanes)))]
+    given = {name: w for name, w in weights._asdict().items() if w is not None}
+    sums = [{name: torch.zeros(w.shape, dtype=wide) for name, w in given.items()} for _ in range(max(1, len(lanes)))]
 
     def work(index: int) -> None:
-        lane = _Lane(x, weights, settings, number, index)
+        lane = _Lane(x, weights, settings, rotary, number, index)
         for group in lanes[index]:
             lane.backward(group, grad, kept, grad_x, sums[index])
 
     run_lanes(work, len(lanes))
-    totals = (torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True))
-    return [grad_x, *(total.to(w.dtype) for total, w in zip(totals, given, strict=True))]
+    totals = (torch.stack([of_lane[name] for of_lane in sums]).sum(dim=0) for name in given)
+    return [grad_x, *(total.to(w.dtype) for total, w in zip(totals, given.values(), strict=True))]

@@ -1,22 +1,27 @@
 """A Transformer block whose attention and feed-forward paths run side by side: the definition, in plain operations.
 
-    q, k, v, f = LayerNorm(x) fused'
+    q, k, v, f = norm(x) fused'
     y = x + path_a * (dropout(softmax(scale q k') v) attention_out') + path_f * (dropout(activation(f)) ff_out')
 
-path_a and path_f, stochastic depth, are one number per sequence: 0, or 1 / (1 - drop_path).
+path_a and path_f, stochastic depth, are one number per sequence: 0, or 1 / (1 - drop_path). q and k are normalised and
+turned by their positions where that is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.reference import attention
+from ..attention.rotary import Rotary
+from ..common.activations import activate
 from ..common.dropout import keep_scale
-from .settings import BlockSettings, BlockWeights
+from ..common.norms import norm
+from .settings import BlockSettings, BlockWeights, norms_of
 
 
 class Kept(NamedTuple):
@@ -42,10 +47,6 @@ def draw(x: Tensor, weights: BlockWeights, settings: BlockSettings, attention: b
     )
 
 
-def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return x if weight is None else F.layer_norm(x, weight.shape, weight, bias).to(x.dtype)
-
-
 def _drop(x: Tensor, keep: Tensor | None, rate: float) -> Tensor:
     return x if keep is None or rate == 0 else torch.where(keep, x * keep_scale(rate), 0.0)
 
@@ -56,31 +57,32 @@ def parallel_block(
     settings: BlockSettings,
     kept: Kept | None = None,
     attend: Callable[[Tensor], Tensor] | None = None,
+    rotary: Rotary | None = None,
 ) -> Tensor:
     """x (S, L, D) -> (S, L, D) in the dtype of x; without `kept` nothing is dropped.
 
     `attend` takes the fused projection (S, L, widths) to the attention (S, L, inner) instead, dropout included.
     """
-    widths, low = weights.widths, settings.dtype
-    normalised = F.layer_norm(x, x.shape[-1:], weights.norm_weight, weights.norm_bias, settings.eps).to(low)
-    packed = F.linear(normalised, weights.fused.to(low))
+    low = settings.dtype
+    packed = F.linear(norm(x, norms_of(weights, settings)[0]).to(low), weights.fused.to(low))
     if attend is None:
-        q, k, v, _ = packed.split(widths, dim=-1)
-        q, k = _norm(q, weights.q_weight, weights.q_bias), _norm(k, weights.k_weight, weights.k_bias)
-        q, k, v = (y.unflatten(-1, (settings.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, scale=settings.scale).transpose(1, 2).flatten(2)
+        attended = attention(
+            packed, settings.heads, weights.inner // settings.heads, settings.scale, rotary=rotary,
+            causal=settings.causal, **attention_norms(weights, settings),
+        )  # fmt: skip
         attended = _drop(attended, kept and kept.attention, settings.attention_dropout)
     else:
         attended = attend(packed)
-    hidden = packed[..., -widths[3] :]
-    if weights.swiglu:
-        value, gate = hidden.chunk(2, dim=-1)
-        hidden = F.silu(gate) * value
-    else:
-        hidden = F.gelu(hidden)
+    hidden = activate(packed[..., 3 * weights.inner :], settings.activation)
     hidden = _drop(hidden, kept and kept.ff, settings.ff_dropout)
     branches = [F.linear(attended, weights.attention_out.to(low)), F.linear(hidden, weights.ff_out.to(low))]
     for i, branch in enumerate(branches):
         keep = None if kept is None else kept.paths[:, i, None, None]
         x = x + _drop(branch.to(x.dtype), keep, settings.drop_path)
     return x
+
+
+def attention_norms(weights: BlockWeights, settings: BlockSettings) -> dict[str, Any]:
+    """Arguments of `attention` about its norms."""
+    names = ("q_weight", "q_bias", "q_alpha", "k_weight", "k_bias", "k_alpha")
+    return {name: getattr(weights, name) for name in names} | {"norm_kind": settings.norm, "norm_eps": settings.eps}

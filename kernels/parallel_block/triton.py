@@ -14,11 +14,12 @@ import triton
 from torch import Tensor
 
 from ..attention.operator import implementation
-from ..attention.settings import Norm, Settings
+from ..attention.rotary import Rotary
+from ..attention.settings import Settings
 from ..common.dropout import drop_threshold, keep_scale
 from ..common.precision import HALF, input_precision
 from ..common.variant import Variant
-from .settings import BlockSettings, BlockWeights, Kept
+from .settings import BlockSettings, BlockWeights, Kept, norms_of
 from .triton_kernels import (
     ff_weight_kernel,
     input_kernel,
@@ -72,8 +73,10 @@ def depth_of(depth: int) -> int:
 class _Block:
     """The block's input (S, L, D) and weights as the kernels take them, and their launches."""
 
-    def __init__(self, x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None) -> None:
-        low, self.mlp, self.swiglu = settings.dtype, weights.mlp, weights.swiglu
+    def __init__(
+        self, x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None, seed: Tensor | None
+    ) -> None:
+        low, self.mlp, self.swiglu = settings.dtype, weights.mlp, settings.swiglu
         self.shape, self.depth, self.dtype = x.shape[:2], x.shape[2], low
         self.tokens, self.length, self.eps, self.seed = x.shape[0] * x.shape[1], x.shape[1], settings.eps, seed
         self.x, self.norm = x.contiguous(), (weights.norm_weight.contiguous(), weights.norm_bias.contiguous())
@@ -82,12 +85,11 @@ class _Block:
         self.paths = bool(settings.drop_path)
         self.path_numbers = drop_threshold(settings.drop_path), keep_scale(settings.drop_path)
         self.ff = drop_threshold(settings.ff_dropout), keep_scale(settings.ff_dropout), bool(settings.ff_dropout)
-        norms = [
-            None if weight is None else Norm(weight, bias)
-            for weight, bias in ((weights.q_weight, weights.q_bias), (weights.k_weight, weights.k_bias))
-        ]
+        _, *norms = norms_of(weights, settings)
         rate, head_dim = settings.attention_dropout, weights.inner // settings.heads
-        self.settings = Settings(settings.heads, head_dim, settings.scale, False, rate, seed if rate else None, *norms)
+        self.settings = Settings(
+            settings.heads, head_dim, settings.scale, settings.causal, rate, seed if rate else None, *norms, rotary
+        )
 
     def tile(self, kernel: str) -> Tile:
         return tile_of(kernel, self.depth, self.dtype, self.swiglu)
@@ -187,27 +189,28 @@ def new_kept(x: Tensor, weights: BlockWeights, settings: BlockSettings, keep: bo
 
 
 def forward(
-    x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, keep: bool
+    x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None, seed: Tensor | None, keep: bool
 ) -> tuple[Tensor, Kept]:
     """See `settings.py`."""
     if not x.numel():
         return x.new_empty(x.shape), new_kept(x, weights, settings, keep)
     with torch.cuda.device_of(x):
-        block = _Block(x, weights, settings, seed)
+        block = _Block(x, weights, settings, rotary, seed)
         kept = block.attend()
         y = block.output(kept[1])
     return y, kept if keep else new_kept(x, weights, settings, False)
 
 
 def backward(
-    grad: Tensor, x: Tensor, weights: BlockWeights, settings: BlockSettings, seed: Tensor | None, kept: Kept | None
-) -> list[Tensor]:
+    grad: Tensor, x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None,
+    seed: Tensor | None, kept: Kept | None,
+) -> list[Tensor]:  # fmt: skip
     """See `settings.py`."""
     given = [w for w in weights if w is not None]
     if not x.numel():
         return [x.new_empty(x.shape), *(torch.zeros_like(w) for w in given)]
     with torch.cuda.device_of(x):
-        block, grad = _Block(x, weights, settings, seed), grad.contiguous()
+        block, grad = _Block(x, weights, settings, rotary, seed), grad.contiguous()
         packed, attended, lse = block.attend() if kept is None else kept
         rows, of_attention, of_ff = block.rows(grad)
         of_attention_out = block.of_weight(attended, of_attention).t()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rounding import allowed
 from torch import Tensor
 from viv1t.kernels.attention.reference import attention
-from viv1t.kernels.attention.settings import Norm, Settings
+from viv1t.kernels.attention.rotary import Rotary, rotary_tables, rotate
+from viv1t.kernels.attention.settings import Settings
+from viv1t.kernels.common.norms import Norm, norm
 
 
 def joined(gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -31,8 +34,20 @@ class Case:
     settings: Settings
 
     def norm_parameters(self) -> list[Tensor]:
-        norms = (self.settings.q_norm, self.settings.k_norm)
-        return [p for norm in norms if norm is not None for p in norm if p is not None]
+        return self.settings.norm_parameters
+
+    def options(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """Arguments of `attention` about norms, of these parameters, and positions."""
+        names = [
+            f"{side}_{name}"
+            for side, n in (("q", self.settings.q_norm), ("k", self.settings.k_norm))
+            for name in ("weight", "bias", "alpha")
+            if n is not None and getattr(n, name) is not None
+        ]
+        given: dict[str, Any] = dict(zip(names, parameters, strict=True))
+        if self.settings.q_norm is not None:
+            given |= {"norm_kind": self.settings.q_norm.kind, "norm_eps": self.settings.q_norm.eps}
+        return given | {"rotary": self.settings.rotary}
 
     def tolerance(self) -> float:
         """What rounding may change in result, log-sum-exp and gradients, relative to their norms."""
@@ -45,21 +60,15 @@ class Case:
         s = self.settings
         packed = self.packed.double().requires_grad_()
         parameters = [p.double().requires_grad_() for p in self.norm_parameters()]
-        q_norm, k_norm = (Norm(*parameters[:2]), Norm(*parameters[2:])) if parameters else (None, None)
-        names: dict[str, Tensor | None] = {}
-        if q_norm and k_norm:
-            names = {"q_weight": q_norm.weight, "q_bias": q_norm.bias, "k_weight": k_norm.weight, "k_bias": k_norm.bias}
-        options = dict(causal=s.causal, dropout=s.dropout, seed=s.seed, **names)
-        out = attention(packed, s.heads, s.head_dim, s.scale, **options)  # type: ignore[arg-type]
+        options = dict(causal=s.causal, dropout=s.dropout, seed=s.seed, **self.options(parameters))
+        out = attention(packed, s.heads, s.head_dim, s.scale, **options)
         gradients = torch.autograd.grad(out, [packed, *parameters], self.grad.double())
         return out.detach(), self._lse(), joined(gradients)
 
     def _lse(self) -> Tensor:
         s = self.settings
         q, k = self.packed.double().split(s.inner, dim=-1)[:2]
-        if s.q_norm and s.k_norm:
-            q, k = (torch.nn.functional.layer_norm(x, (s.inner,), *(p.double() for p in norm if p is not None))
-                    for x, norm in ((q, s.q_norm), (k, s.k_norm)))  # fmt: skip
+        q, k = (rotate(norm(x, n), s.rotary, s.heads) for x, n in ((q, s.q_norm), (k, s.k_norm)))
         q, k = (x.unflatten(-1, (s.heads, s.head_dim)).transpose(1, 2) for x in (q, k))
         scores = s.scale * q @ k.transpose(-1, -2)
         if s.causal:
@@ -68,10 +77,24 @@ class Case:
 
     def to(self, device: torch.device) -> Case:
         s = self.settings
-        q_norm, k_norm = (None if n is None else Norm(*(p.to(device) for p in n)) for n in (s.q_norm, s.k_norm))  # type: ignore[union-attr]
+        q_norm, k_norm = (
+            None if n is None else Norm(*(None if p is None else p.to(device) for p in n[:3]), *n[3:])  # type: ignore[arg-type]
+            for n in (s.q_norm, s.k_norm)
+        )
         seed = None if s.seed is None else s.seed.to(device)
-        settings = s._replace(q_norm=q_norm, k_norm=k_norm, seed=seed)
+        rotary = None if s.rotary is None else Rotary(*(table.to(device) for table in s.rotary))
+        settings = s._replace(q_norm=q_norm, k_norm=k_norm, seed=seed, rotary=rotary)
         return replace(self, packed=self.packed.to(device), grad=self.grad.to(device), settings=settings)
+
+
+def drawn_tables(length: int, head_dim: int, registers: int, dtype: torch.dtype) -> Rotary:
+    """The published positions, with a scale that is felt in short sequences too."""
+    i = torch.arange(head_dim // 2, dtype=torch.float64)
+    inv_freq, scale = 10000 ** (-2 * i / head_dim), (2 * i + 0.4 * head_dim) / (1.4 * head_dim)
+    positions = 3 * torch.arange(length - registers)
+    tables = rotary_tables(positions, inv_freq, scale, centre=length // 2, registers=registers)
+    wide = torch.promote_types(dtype, torch.float32)
+    return Rotary(*(table.to(wide) for table in tables))
 
 
 def make_case(
@@ -83,12 +106,17 @@ def make_case(
     causal: bool = False,
     dropout: float = 0.0,
     norm: bool = False,
+    kind: str = "layernorm",
+    rotary: bool = False,
+    registers: int = 0,
     layout: str = "plain",
     sharpness: float = 1.0,
 ) -> Case:
     """A case drawn from a fixed seed.
 
     Args:
+        kind: of the norm.
+        rotary, registers: whether there are positions, and how many of the last tokens have none.
         layout: `plain`, `wide` (first columns of a wider matrix, as in a parallel block), `frames` (sequences are the
             inner axis of memory), or `odd` (a width that nothing divides).
         sharpness: factor of the scores.
@@ -102,9 +130,18 @@ def make_case(
     grad = torch.randn(sequences, length, inner, generator=generator).to(dtype)
     q_norm, k_norm = None, None
     if norm:
-        q_norm, k_norm = (Norm(*(1 + 0.3 * torch.randn(2, inner, generator=generator)).to(dtype)) for _ in "qk")
+        q_norm, k_norm = (
+            Norm(
+                weight, None if kind == "rmsnorm" else bias,
+                torch.tensor([0.7], dtype=dtype) if kind == "dyt" else None, kind, 1e-3,
+            )
+            for weight, bias in (
+                (1 + 0.3 * torch.randn(2, inner, generator=generator)).to(dtype) for _ in "qk"
+            )
+        )  # fmt: skip
     seed = torch.tensor([2**40 + length]) if dropout else None
-    settings = Settings(heads, head_dim, sharpness * head_dim**-0.5, causal, dropout, seed, q_norm, k_norm)
+    tables = drawn_tables(length, head_dim, registers, dtype) if rotary else None
+    settings = Settings(heads, head_dim, sharpness * head_dim**-0.5, causal, dropout, seed, q_norm, k_norm, tables)
     return Case(packed, grad, settings)
 
 

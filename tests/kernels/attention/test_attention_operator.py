@@ -12,18 +12,21 @@ from attention_cases import Case, errors, joined, make_case
 from torch import Tensor
 from viv1t.kernels.attention import attention, cpu
 from viv1t.kernels.attention.reference import attention as definition
+from viv1t.kernels.attention.rotary import Rotary
 
 
 def operator_arguments(case: Case) -> tuple[Any, ...]:
     s = case.settings
-    parameters = case.norm_parameters() or [None] * 4
-    return case.packed, *parameters, s.seed, s.heads, s.head_dim, s.scale, s.causal, s.dropout
+    nothing = (None,) * 3
+    norms = *(s.q_norm or nothing)[:3], *(s.k_norm or nothing)[:3]
+    kind = (s.q_norm.kind, s.q_norm.eps) if s.q_norm is not None else ("layernorm", 1e-5)
+    tables = s.rotary or (None, None)
+    return case.packed, *norms, *tables, s.seed, s.heads, s.head_dim, s.scale, s.causal, s.dropout, *kind
 
 
 def call(packed: Tensor, case: Case, parameters: list[Tensor], **options: Any) -> Tensor:
     s = case.settings
-    names = dict(zip(("q_weight", "q_bias", "k_weight", "k_bias"), parameters, strict=False))
-    given = {"causal": s.causal, "dropout": s.dropout, "seed": s.seed, **names, **options}
+    given = {"causal": s.causal, "dropout": s.dropout, "seed": s.seed, **case.options(parameters), **options}
     return attention(packed, s.heads, s.head_dim, s.scale, **given)
 
 
@@ -59,6 +62,11 @@ def test_the_definition_is_softmax_attention_of_each_sequence_and_head(causal: b
         {"head_dim": 7, "length": 51, "layout": "odd", "sequences": 5},
         {"norm": True},
         {"norm": True, "causal": True, "head_dim": 80, "layout": "wide"},
+        {"norm": True, "kind": "rmsnorm", "rotary": True, "registers": 3},
+        {"norm": True, "kind": "dyt", "rotary": True, "causal": True, "length": 17, "head_dim": 10},
+        {"rotary": True, "causal": True, "length": 300, "head_dim": 80, "sequences": 1, "layout": "frames"},
+        {"rotary": True, "registers": 24, "length": 57, "head_dim": 80, "heads": 1},
+        {"causal": True, "length": 2, "rotary": True},
     ],
     ids=str,
 )
@@ -125,15 +133,45 @@ def test_seeds_are_drawn_from_the_generator_unless_given() -> None:
     assert not (plain[0] == 0).any()
 
 
+def test_causal_rows_are_taken_with_the_keys_they_see_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of a causal case cost a little more than half of the others': no block lies above the diagonal."""
+    products = torch.bmm
+    costs: list[int] = []
+
+    def counted(a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        costs.append(a.numel() * b.shape[-1])
+        return products(a, b, **options)
+
+    monkeypatch.setattr(torch, "bmm", counted)
+    totals = []
+    for causal in (False, True):
+        costs.clear()
+        run(make_case(length=320, sequences=1, heads=1, head_dim=16, causal=causal))
+        totals.append(sum(costs))
+    assert totals[1] == pytest.approx(0.6 * totals[0], rel=0.02)  # 15 of 25 blocks of 64 x 64
+
+
+def test_what_comes_after_changes_no_bit_of_what_came_before() -> None:
+    case = make_case(length=150, head_dim=10, causal=True, rotary=True, sharpness=40.0)
+    first = call(case.packed, case, [])
+    changed = case.packed.clone()
+    changed[:, 100:] *= -3
+    second = call(changed, case, [])
+    assert torch.equal(first[:, :100], second[:, :100])
+    assert not torch.equal(first[:, 100:], second[:, 100:])
+
+
 CASES = [
     make_case(),
+    make_case(rotary=True, registers=4, norm=True, kind="dyt"),
+    make_case(rotary=True, norm=True, kind="rmsnorm", causal=True),
     make_case(layout="wide", dropout=0.3, causal=True),
     make_case(layout="frames", norm=True, dropout=0.3),
     make_case(dtype=torch.bfloat16, layout="odd"),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=["plain", "wide", "frames", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=["plain", "dyt", "rmsnorm", "wide", "frames", "bfloat16"])
 def test_opcheck(case: Case) -> None:
     packed, *rest = operator_arguments(case)
     rest = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in rest]
@@ -165,6 +203,24 @@ def test_compiles_whole_for_any_length(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_narrow_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"packed must be \(S, L, 96 or more\), not \(2, 3, 95\)"):
         attention(torch.zeros(2, 3, 95), 2, 16, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": 5, "rotary": Rotary(torch.zeros(3, 2), torch.zeros(3, 2))}, "must be even, not 5"),
+        (
+            {"rotary": Rotary(torch.zeros(3, 8), torch.zeros(4, 8))},
+            r"must be \(L, d / 2\) = \(3, 8\), not \(3, 8\) and \(4, 8\)",
+        ),
+        ({"q_weight": torch.ones(32), "norm_kind": "dyt"}, "dyt has an alpha"),
+        ({"q_weight": torch.ones(32), "q_bias": torch.ones(32), "norm_kind": "rmsnorm"}, "rmsnorm has no bias"),
+        ({"q_weight": torch.ones(32), "norm_kind": "batch"}, "a norm is one of layernorm, rmsnorm, dyt, not batch"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(torch.zeros(2, 3, 96), 2, options.pop("head_dim", 16), 1.0, **options)
 
 
 @pytest.mark.gpu

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import drawn_tables
 from rounding import allowed
 from torch import Tensor
+from viv1t.kernels.common.activations import ACTIVATIONS, activate, activate_backward
+from viv1t.kernels.common.norms import Norm, norm, normalise
 from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, cpu, parallel_block
 from viv1t.kernels.parallel_block.operator import around_attention
 from viv1t.kernels.parallel_block.reference import Kept
 from viv1t.kernels.parallel_block.reference import parallel_block as definition
+
+# shape: S, L, D, heads, d, mlp
+FAMILY: dict[str, dict[str, Any]] = {
+    "temporal": {"shape": (3, 17, 24, 2, 10, 14), "activation": "relu", "causal": True, "registers": 0},
+    "spatial": {"shape": (2, 57, 12, 1, 8, 9), "activation": "relu", "registers": 24},
+    "long": {"shape": (2, 300, 8, 1, 6, 5), "activation": "relu", "causal": True, "registers": 0},
+    "one frame": {"shape": (4, 1, 8, 1, 4, 3), "activation": "relu", "causal": True, "registers": 0},
+    "two frames": {"shape": (4, 2, 8, 1, 4, 3), "activation": "none", "causal": True, "registers": 0},
+    "rmsnorm": {"shape": (5, 9, 12, 3, 4, 7), "activation": "tanh", "norm": "rmsnorm", "norm_qk": True},
+    "dyt": {"shape": (5, 9, 12, 3, 4, 7), "swiglu": True, "norm": "dyt", "norm_qk": True, "registers": 2},
+    "dyt alone": {"shape": (5, 9, 12, 3, 4, 7), "activation": "elu", "norm": "dyt", "causal": True},
+    "silu": {"shape": (5, 9, 12, 3, 5, 7), "activation": "silu", "norm": "rmsnorm", "causal": True},
+    "head of 80": {"shape": (1, 57, 112, 2, 80, 224), "activation": "relu", "causal": True, "registers": 0},
+}
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -22,8 +40,18 @@ SHAPES = {"odd": (9, 7, 12, 3, 5, 7), "one": (1, 33, 20, 3, 16, 10), "shortest":
 VARIANTS = {"gelu": (False, False), "swiglu": (True, False), "norm_qk": (False, True), "both": (True, True)}
 
 
+# An rmsnorm's is small in published models: with a larger one, a wrong place for it shows.
+EPS = {"layernorm": 1e-5, "rmsnorm": 0.3, "dyt": 1e-5}
+
+
 def make(
-    shape: tuple[int, ...], swiglu: bool = False, norm_qk: bool = False, spread: float = 1.0
+    shape: tuple[int, ...],
+    swiglu: bool = False,
+    norm_qk: bool = False,
+    spread: float = 1.0,
+    activation: str = "gelu",
+    norm: str = "layernorm",
+    causal: bool = False,
 ) -> tuple[Tensor, BlockWeights, BlockSettings]:
     """Input, weights and settings in float64, with gradients asked for."""
     generator = torch.Generator().manual_seed(0)
@@ -32,14 +60,21 @@ def make(
         return (scale * torch.randn(*size, generator=generator, dtype=torch.float64)).requires_grad_()
 
     sequences, length, depth, heads, d, mlp = shape
-    inner, hidden = heads * d, mlp * (2 if swiglu else 1)
+    activation = "swiglu" if swiglu else activation
+    inner, hidden = heads * d, mlp * (2 if activation == "swiglu" else 1)
     weights = [
         draw(depth), draw(depth), draw(3 * inner + hidden, depth, scale=spread * depth**-0.5),
         draw(depth, inner, scale=inner**-0.5), draw(depth, mlp, scale=mlp**-0.5),
     ]  # fmt: skip
-    norms = [draw(inner) for _ in range(4 if norm_qk else 0)]
-    settings = BlockSettings(heads, d**-0.5, dtype=torch.float64)
-    return draw(sequences, length, depth), BlockWeights(*weights, *norms), settings
+    norms: list[Tensor | None] = [draw(inner) for _ in range(4)] if norm_qk else [None] * 4
+    alphas = [draw(1) if norm == "dyt" and (norm_qk or not i) else None for i in range(3)]
+    found = BlockWeights(*weights, *norms, *alphas)
+    if norm == "rmsnorm":
+        found = found._replace(norm_bias=None, q_bias=None, k_bias=None)
+    settings = BlockSettings(
+        heads, d**-0.5, dtype=torch.float64, activation=activation, norm=norm, causal=causal, eps=EPS[norm]
+    )
+    return draw(sequences, length, depth), found, settings
 
 
 def given(weights: BlockWeights) -> list[Tensor]:
@@ -74,6 +109,16 @@ def tolerance(shape: tuple[int, ...], dtype: torch.dtype) -> float:
     return allowed(dtype, *2 * through, sequences * length)  # forward, backward, the weights' gradients
 
 
+def with_alphas(found: list[Tensor], weights: BlockWeights) -> list[Tensor]:
+    """The same, gradients of alphas, sums over everything that may cancel, beside those of their norms' weights."""
+    names = [name for name, w in weights._asdict().items() if w is not None]
+    grads = dict(zip(names, found[2:], strict=True))
+    for name in [name for name in names if name.endswith("alpha")]:
+        weight = name.replace("alpha", "weight")
+        grads[weight] = torch.cat((grads[weight], grads.pop(name)))
+    return [*found[:2], *grads.values()]
+
+
 def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     for a, b in zip(found, expected, strict=True):
         # The gradient of the keys' bias is zero but for rounding.
@@ -92,7 +137,7 @@ def test_definition_is_the_block_written_out(variant: str) -> None:
         torch.softmax(q[..., h] @ k[..., h].mT * 5**-0.5, dim=-1) @ v[..., h]
         for h in (slice(0, 5), slice(5, 10), slice(10, 15))
     ]
-    f = f[..., :7] * f[..., 7:] * torch.sigmoid(f[..., 7:]) if w.swiglu else f * (1 + torch.erf(f / 2**0.5)) / 2
+    f = f[..., :7] * f[..., 7:] * torch.sigmoid(f[..., 7:]) if settings.swiglu else f * (1 + torch.erf(f / 2**0.5)) / 2
     expected = x + torch.cat(heads, -1) @ w.attention_out.T + f @ w.ff_out.T
     torch.testing.assert_close(definition(x, w, settings), expected)
 
@@ -124,6 +169,68 @@ def test_operator_is_the_definition(shape: str, variant: str, dropping: bool, ke
         a, w = x.detach().to(dtype).requires_grad_(), converted(weights, dtype)
         y = parallel_block(a, w, settings._replace(dtype=dtype), keep=keep, seed=SEED)
         assert_close(results(y, a, w), expected, tolerance(SHAPES[shape], dtype))
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+@pytest.mark.parametrize("name", FAMILY)
+def test_operator_is_the_definition_with_what_the_second_family_needs(name: str, dropping: bool) -> None:
+    case = FAMILY[name]
+    shape = case["shape"]
+    x, weights, settings = make(shape, **{k: v for k, v in case.items() if k not in ("shape", "registers")})
+    rotary = drawn_tables(shape[1], shape[4], case.get("registers", 0), torch.float64) if "registers" in case else None
+    if dropping:
+        settings = settings._replace(attention_dropout=0.3, ff_dropout=0.2, drop_path=0.4)
+    masks = kept(x, weights, settings) if dropping else None
+    expected = with_alphas(results(definition(x, weights, settings, masks, rotary=rotary), x, weights), weights)
+    if not dropping:
+        found = results(around_attention(x, weights, settings, rotary), x, weights)
+        assert_close(with_alphas(found, weights), expected, 1e-12)
+    for dtype, keep in ((torch.float64, False), (torch.float32, True)):
+        a, w = x.detach().to(dtype).requires_grad_(), converted(weights, dtype)
+        y = parallel_block(a, w, settings._replace(dtype=dtype), rotary=rotary, keep=keep, seed=SEED)
+        assert_close(with_alphas(results(y, a, w), w), expected, tolerance(shape, dtype))
+
+
+def test_the_definition_s_activations_and_norms_are_what_they_are_called() -> None:
+    x = torch.linspace(-3, 3, 24, dtype=torch.float64).view(2, 12)
+    first, second = x.chunk(2, dim=-1)
+    values = {
+        "none": x, "tanh": x.tanh(), "elu": torch.where(x > 0, x, x.exp() - 1), "relu": x.clamp_min(0),
+        "gelu": x * (1 + torch.erf(x / 2**0.5)) / 2, "silu": x / (1 + (-x).exp()),
+        "swiglu": second / (1 + (-second).exp()) * first,
+    }  # fmt: skip
+    assert set(values) == set(ACTIVATIONS)
+    for name, expected in values.items():
+        torch.testing.assert_close(activate(x, name), expected)
+        leaf = x.clone().requires_grad_()
+        grad = torch.arange(expected.numel(), dtype=x.dtype).view(expected.shape)
+        out = torch.full_like(x, float("nan"))
+        activate_backward(grad, x, name, out)
+        torch.testing.assert_close(out, torch.autograd.grad(activate(leaf, name), leaf, grad)[0])
+    weight, bias, alpha = torch.rand(12).double(), torch.rand(12).double(), torch.tensor([0.7]).double()
+    centred = x - x.mean(-1, keepdim=True)
+    of_norms = {
+        Norm(weight, bias, eps=0.1): centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight + bias,
+        Norm(weight, kind="rmsnorm", eps=0.1): x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight,
+        Norm(weight, bias, alpha, "dyt"): torch.tanh(0.7 * x) * weight + bias,
+    }
+    for n, expected in of_norms.items():
+        torch.testing.assert_close(norm(x, n), expected)
+        assert torch.equal(normalise(x, n).y, norm(x, n)) or (normalise(x, n).y - norm(x, n)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "swish"}, "an activation is one of none, tanh, elu, relu, gelu, silu, swiglu, not swish"),
+        ({"activation": "swiglu"}, "with swiglu, the fused weight has 59 rows, not 52"),
+        ({"norm": "dyt"}, "dyt has an alpha"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    x, weights, given = make(SHAPES["odd"])
+    with pytest.raises(ValueError, match=message):
+        parallel_block(x, weights, given._replace(**settings))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -219,7 +326,15 @@ def test_opcheck(keep: bool, norm_qk: bool) -> None:
     x, weights, _ = make((3, 4, 8, 2, 4, 6), norm_qk=norm_qk)
     settings = BlockSettings(2, 0.5, 0.3, 0.2, 0.2, dtype=torch.float64)
     for a in (x, x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()):
-        torch.library.opcheck(torch.ops.viv1t.parallel_block.default, (a, *weights, SEED, *settings, keep))
+        torch.library.opcheck(torch.ops.viv1t.parallel_block.default, (a, *weights, None, None, SEED, *settings, keep))
+
+
+def test_opcheck_of_the_second_family() -> None:
+    torch.use_deterministic_algorithms(False)
+    for kind, activation in (("dyt", "relu"), ("rmsnorm", "swiglu")):
+        x, weights, settings = make((3, 4, 8, 2, 4, 6), False, True, activation=activation, norm=kind, causal=True)
+        arguments = (x, *weights, *drawn_tables(4, 4, 1, x.dtype), None, *settings, False)
+        torch.library.opcheck(torch.ops.viv1t.parallel_block.default, arguments)
 
 
 def test_compiles_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_opcheck(on_kernels: torch.device) -> None:
     x, weights, settings = make((2, 3, 8, 1, 16, 6), norm_qk=True)
     a, w = on(on_kernels, x, weights, torch.float32)
     settings = settings._replace(dtype=torch.float32, **DROPS)
-    arguments = (a, *w, SEED.to(on_kernels), *settings, True)
+    arguments = (a, *w, None, None, SEED.to(on_kernels), *settings, True)
     torch.library.opcheck(torch.ops.viv1t.parallel_block.default, arguments)
 
 

@@ -176,7 +176,7 @@ class ParallelBlock(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         rates = self.rates if self.training else (0.0, 0.0, 0.0)
-        settings = BlockSettings(self.heads, self.scale, *rates, self.norm.eps, dtype)
+        settings = BlockSettings(self.heads, self.scale, *rates, self.norm.eps, dtype, self.activation.name)
         return parallel_block(x, weights, settings, keep=torch.is_grad_enabled() and not recompute)
 
     def _plain(self, x: Tensor, rotation: Rotation | None) -> Tensor:
