@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    "types": 0, "errors": 0, "config": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
+    "types": 0, "errors": 0, "config": 0, "effects": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
     "inputs": 0, "windows": 0,
     "kernels": 0, "_prefetcher": 0,
     "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,

@@ -129,6 +129,43 @@ def test_text_is_read_as_a_number() -> None:
     assert RunConfig.from_options(BASE | {"adam_eps": "1e-08"}).optimizer.eps == 1e-8  # YAML 1.1 needs a point
 
 
+@pytest.mark.parametrize(
+    ("flag", "words", "values"),
+    [
+        ("core_lr", ["none", "None", "NULL", "null"], None),
+        ("mouse_ids", ["none", ["none"]], None),
+        ("device", ["none"], None),
+        ("grad_norm", ["none"], None),
+        ("mouse_ids", ["F", ["F"]], ["F"]),
+        ("ds_scale", ["true", "TRUE", "1", 1, True], 1),
+        ("ds_scale", ["false", "0", 0, False], 0),
+        ("grad_checkpointing", ["none"], None),
+        ("grad_checkpointing", ["true", 1], 1),
+        ("core_norm_qk", ["true", "1", 1, True], True),
+        ("core_norm_qk", ["false", "0", 0, False], False),
+        ("cache_data", ["true", True, "cpu"], True),
+        ("cache_data", ["none", "false", False, None], False),
+        ("batch_size", ["6", "06", 6], 6),
+        ("lr", ["0.5", ".5", "5e-1", 0.5], 0.5),
+        ("core_behavior_mode", ["3", 3, "behavior_encoding"], 3),
+        ("modulator_mode", ["2", 2], 2),
+        ("output_mode", ["1", 1, "exp"], 1),
+        ("precision", ["32", 32], "32"),
+    ],
+    ids=str,
+)
+def test_words_and_values_are_judged_alike(flag: str, words: list[Any], values: Any) -> None:
+    """What a command line gives as a word, a file may hold as text or as a value."""
+    for word in words:
+        assert RunConfig.from_options(BASE | {flag: word}).to_options()[flag] == values, word
+
+
+def test_words_that_stand_for_nothing_else() -> None:
+    for flag, word in (("lr", "none"), ("batch_size", "none"), ("lr", "0x1"), ("lr", "1_0"), ("batch_size", "1.0"),
+                       ("core_norm_qk", "yes"), ("ds_scale", "on"), ("data", None)):  # fmt: skip
+        assert refused(BASE | {flag: word}).startswith(f"--{flag} ")
+
+
 def choosing(flag: str) -> Options:
     """Options under which `flag` applies."""
     owner = all_components()[flag][0]
@@ -199,7 +236,15 @@ def test_required_options(flag: str) -> None:
         ({"core_p_dropout": 1.5}, "--core_p_dropout must be from 0 to 1, not 1.5"),
         ({"core_norm_qk": "yes"}, "--core_norm_qk takes true or false, not 'yes'"),
         ({"mouse_ids": [1, 2]}, "--mouse_ids takes a list of words, not (1, 2)"),
-        ({"mouse_ids": "A"}, "--mouse_ids takes a list of words, not 'A'"),
+        ({"mouse_ids": 3}, "--mouse_ids takes a list of words, not 3"),
+        ({"batch_size": 10**12}, "--batch_size must be at most 1000000, not 1000000000000"),
+        ({"batch_size": "1" * 5000}, "--batch_size takes a whole number, not '111"),
+        ({"batch_size": 10**5000}, "--batch_size must be at most 1000000, not a number of thousands of digits"),
+        ({"epochs": 10**30}, "--epochs must be at most 1000000"),
+        ({"core_emb_dim": 10**30}, "--core_emb_dim must be at most 1000000"),
+        ({"num_workers": 10**5}, "--num_workers must be from 0 to 1024"),
+        ({"dpi": 10**6}, "--dpi must be from 1 to 2400"),
+        ({"data": "x" * 10_000, "core": "y" * 10_000}, "--core must be one of vivit, factorized_baseline, not 'yyy"),
         ({"mouse_ids": []}, "--mouse_ids needs at least one mouse"),
         ({"crop_frame": 0}, "--crop_frame must be -1 or at least 1, not 0"),
         ({"center_crop": 0}, "--center_crop must be above 0, not 0.0"),
@@ -221,7 +266,7 @@ def test_required_options(flag: str) -> None:
         ({"xyz": 8}, "unknown option --xyz"),
         ({3: 8}, "unknown option --3"),
     ],
-    ids=str,
+    ids=lambda x: str(x)[:60] if isinstance(x, str) else "",
 )  # fmt: skip
 def test_messages(options: dict[Any, Any], message: str) -> None:
     assert refused(BASE | options).startswith(message)

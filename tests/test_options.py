@@ -130,6 +130,21 @@ def test_the_command_line_wins_over_a_file(started: list[RunConfig], tmp_path: P
     assert (config.train.precision, config.train.grad_checkpointing) == ("32", True)
 
 
+def test_a_file_takes_what_the_command_line_takes(started: list[RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "mouse_ids: F\ncore_parallel_attention: 'true'\nds_scale: \"true\"\ncore_lr: none\nbatch_size: '06'\n"
+        'epochs: 010\nadam_eps: 1e-08\ngrad_checkpointing: "0"\n'
+    )
+    words = ["--mouse_ids=F", "--core_parallel_attention=true", "--ds_scale=true", "--core_lr=none", "--batch_size=06",
+             "--epochs=010", "--adam_eps=1e-08", "--grad_checkpointing=0"]  # fmt: skip
+    assert train.main([*SHORT, "--config", str(tmp_path / "run.yaml")]) == 0
+    assert train.main([*SHORT, *words]) == 0
+    of_file, of_line = started
+    assert of_file == of_line
+    assert (of_line.optimizer.core_lr, of_line.optimizer.ds_scale, of_line.data.mouse_ids) == (None, True, ("F",))
+    assert (of_line.train.epochs, of_line.optimizer.eps, of_line.train.grad_checkpointing) == (10, 1e-8, False)
+
+
 def test_args_of_a_run_are_a_file_of_options(started: list[RunConfig], tmp_path: Path) -> None:
     config = parsed(SHORT)
     shapes = {"input_shapes": {"video": [1, 2, 3, 4]}, "output_shapes": {"F": [3, 2]}}
@@ -198,7 +213,11 @@ def test_a_required_option_is_named(missing: str, started: list[RunConfig], caps
         ("lr: .nan", "--lr must be at least 0, not nan"),
         ("lr: null", "--lr needs a value"),
         ("batch_size: true", "--batch_size takes a whole number, not True"),
-        ("mouse_ids: F", "--mouse_ids takes a list of words, not 'F'"),
+        ("mouse_ids: 3", "--mouse_ids takes a list of words, not 3"),
+        ("lr: 1\nepochs: 2\nlr: 3", "not readable as YAML: the key 'lr' is given twice, in lines 1 and 3"),
+        ("batch_size: 1:30", "--batch_size takes a whole number, not '1:30'"),
+        ("lr: 2001-01-01", "--lr takes a number, not '2001-01-01'"),
+        ("core_norm_qk: yes", "--core_norm_qk takes true or false, not 'yes'"),
         ("data: 3", "--data takes a word, not 3"),
         ("core: [vivit]", "--core must be one of"),
         ("output_mode: true", "--output_mode must be one of"),
@@ -231,6 +250,21 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
         assert f"--{flag} " in text, flag
     assert "trials per mouse in an optimizer step (default 8)" in text
     assert "(default 2)" in text
+    # Of an option that several components share, each one's codes and defaults.
+    assert "5 like 4 with an encoder per mouse (default 2); with --core factorized_baseline: 0 video only;" in text
+    assert "options of --core vivit and --core factorized_baseline:" in text
+    assert "modulator_mode 2 and --modulator_mode 4" in text
+    assert "(default 0.0036; with --core factorized_baseline: 0.005)" in text
+    assert "none: as --lr (default 0.0048; with --core factorized_baseline: none)" in text
+    assert "(default 1)" in text.partition("--ds_scale N scale the loss")[2][:80]
+
+
+def test_help_marks_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split("options:", 1)[1].split())
+    required = [part.split(" --")[-1].split()[0] for part in f" {text}".split("(required)")[:-1]]
+    assert sorted(f"--{flag}" for flag in required) == sorted(word.split("=")[0] for word in SHORT)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from viv1t.errors import ConfigError
 from viv1t.types import MAX_FRAMES
 
 Options = dict[str, Any]
+MOST = 1_000_000  # of anything that is counted, where an option says nothing else
 
 
 def option(
@@ -65,22 +66,33 @@ class _Checked:
             allowed = tuple(codes.values()) if codes else choices
             if allowed is not None and value not in allowed:
                 words = ", ".join(f"{k} ({v})" for k, v in codes.items()) if codes else ", ".join(map(str, allowed))
-                raise ConfigError(f"--{flag} must be one of {words}, not {value!r}")
+                raise ConfigError(f"--{flag} must be one of {words}, not {_shown(value)}")
             if typing.get_origin(kind) is tuple:
                 if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
-                    raise ConfigError(f"--{flag} takes a list of words, not {value!r}")
+                    raise ConfigError(f"--{flag} takes a list of words, not {_shown(value)}")
             elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise ConfigError(f"--{flag} takes {_KIND_WORDS[kind]}, not {value!r}")
+                raise ConfigError(f"--{flag} takes {_KIND_WORDS[kind]}, not {_shown(value)}")
             if kind in (int, float):
                 low, high = f.metadata["low"], f.metadata["high"]
                 # Written so that NaN fails as well.
                 if not low <= value <= high or value == math.inf:
                     bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                    raise ConfigError(f"--{flag} must be {bounds}, not {value}")
+                    raise ConfigError(f"--{flag} must be {bounds}, not {_shown(value)}")
+                if kind is int and high == math.inf and value > MOST:
+                    raise ConfigError(f"--{flag} must be at most {MOST}, not {_shown(value)}")
         self.validate()
 
     def validate(self) -> None:
         """Checks that involve several fields."""
+
+
+def _shown(value: Any) -> str:
+    """A value as errors show it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 _KIND_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
@@ -127,7 +139,7 @@ class DataConfig(_Checked):
         help="hold the training trials in memory: cpu (also without a word), or gpu, with responses in bf16",
         choices=("cpu", "gpu"),
     )
-    num_workers: int = option("num_workers", 2, help="reader threads", low=0)
+    num_workers: int = option("num_workers", 2, help="reader threads", low=0, high=1024)
     transfer: str = option(
         "transfer",
         "float32",
@@ -185,7 +197,20 @@ class VivitConfig(_Checked):
     spatial_patch_stride: int = option("core_spatial_patch_stride", 2, help="pixels between patches", low=1)
     spatial_depth: int = option("core_spatial_depth", 3, help="spatial Transformer blocks", low=0, high=1000)
     temporal_patch_size: int = option("core_temporal_patch_size", 25, help="patch length in frames", low=1)
-    temporal_patch_stride: int = option("core_temporal_patch_stride", 1, help="frames between patches", low=1)
+    grid: str | None = option(
+        "core_grid",
+        None,
+        help="rows and columns of the core's maps, where the published code does not have the patches' own: true takes "
+        "the patches' own, published the most square ones, which tears neighbours apart; new runs have to say which",
+        choices=("true", "published"),
+    )
+    temporal_patch_stride: int = option(
+        "core_temporal_patch_stride",
+        1,
+        help="frames between patches; above 1, models are not trained, and published ones read out their n-th map with "
+        "the behaviour of another frame, as in the published code: its last t frames for t maps",
+        low=1,
+    )
     temporal_depth: int = option("core_temporal_depth", 5, help="temporal Transformer blocks", low=0, high=1000)
     num_heads: int = option("core_num_heads", 11, help="attention heads", low=1)
     emb_dim: int = option("core_emb_dim", 112, help="embedding size D", low=1)
@@ -287,6 +312,7 @@ def check_same_core(
     if core.name != other.name:
         raise ConfigError(f"--pretrain_core {folder} has the core {other.name}: give --core {other.name}")
     wanted = []
+    core, other = (replace(c, grid=c.grid or "published") if isinstance(c, VivitConfig) else c for c in (core, other))
     for f in dataclasses.fields(core):
         if f.name not in _OF_TRAINING and getattr(core, f.name) != getattr(other, f.name):
             wanted.append(f"--{f.metadata['flag']} {_encode(f, getattr(other, f.name))}")
@@ -411,7 +437,7 @@ class CriticConfig(_Checked):
 
     name: ClassVar[str] = "critic"
 
-    hidden_dim: int = option("critic_hidden_dim", 64, help="channels", low=1)
+    hidden_dim: int = option("critic_hidden_dim", 64, help="channels", low=1, high=4096)
     dropout: float = option("critic_dropout", 0.2, help="dropout", low=0, high=1)
     weight_decay: float = option("critic_weight_decay", 0.01, help="weight decay", low=0)
 
@@ -450,7 +476,7 @@ class OptimizerConfig(_Checked):
 
 
 # The defaults of the optimizer depend on the core, as in the published code.
-_OPTIMIZER_DEFAULTS: dict[str, Options] = {
+OPTIMIZER_DEFAULTS: dict[str, Options] = {
     "vivit": {},
     "factorized_baseline": {"lr": 0.005, "core_lr": None, "weight_decay": 0.0, "core_weight_decay": 0.0},
 }
@@ -482,7 +508,7 @@ class TrainConfig(_Checked):
     no_compile: bool = option("no_compile", False, help="compile nothing, not on CUDA either")
     restore: str | None = option("restore", None, help="run folder whose weights to start from")
     save_plots: bool = option("save_plots", False, help="draw figures during training")
-    dpi: int = option("dpi", 120, help="resolution of figures", low=1)
+    dpi: int = option("dpi", 120, help="resolution of figures", low=1, high=2400)
     format: str = option("format", "svg", help="format of figures", choices=("pdf", "svg", "png"))
     wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
     wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
@@ -543,8 +569,9 @@ def component_classes(options: Mapping[str, Any]) -> list[type[_Checked]]:
         value = options.get(selector, SELECTOR_DEFAULTS.get(selector))
         if value is None:
             raise ConfigError(f"--{selector} is required: one of {', '.join(map(str, table))}")
+        value = _number(value) if 0 in table else value
         if value not in list(table) or isinstance(value, bool):  # a list compares also what cannot be hashed
-            raise ConfigError(f"--{selector} must be one of {', '.join(map(str, table))}, not {value!r}")
+            raise ConfigError(f"--{selector} must be one of {', '.join(map(str, table))}, not {_shown(value)}")
         picked.append(table[value])
     core, readout, modulator, critic = picked
     return [DataConfig, core, readout, ShifterConfig, modulator, critic, OptimizerConfig, TrainConfig]
@@ -567,7 +594,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS.values():
             words = ", ".join(f"{k} ({v})" for k, v in OUTPUTS.items())
-            raise ConfigError(f"--output_mode must be one of {words}, not {self.output!r}")
+            raise ConfigError(f"--output_mode must be one of {words}, not {_shown(self.output)}")
         crop = self.data.crop_frame
         for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
             if frames > 0 and self.core.output_frames(frames) < 1:
@@ -582,7 +609,8 @@ class RunConfig:
         """Builds a configuration from published option names.
 
         Args:
-            options: flat mapping. Integer codes and their names are both accepted.
+            options: flat mapping, of a file's values or a command line's words: numbers, switches and codes may be
+                text, codes also their names, and `none` is no value where an option may have none.
             strict: refuse options that are unknown or belong to a component that was not chosen; otherwise ignore them.
 
         Raises:
@@ -590,7 +618,7 @@ class RunConfig:
         """
         classes = component_classes(options)
         left = set(map(str, options)) - set(SELECTORS) - {"output_mode"} - set(DERIVED)
-        defaults = _OPTIMIZER_DEFAULTS[options["core"]]
+        defaults = OPTIMIZER_DEFAULTS[options["core"]]
         parts = []
         for component in classes:
             values = {}
@@ -606,7 +634,7 @@ class RunConfig:
             parts.append(component(**values))
         if strict and left:
             raise ConfigError(_surplus(min(left), options))
-        output = options.get("output_mode", SELECTOR_DEFAULTS["output_mode"])
+        output = _number(options.get("output_mode", SELECTOR_DEFAULTS["output_mode"]))
         if isinstance(output, int) and not isinstance(output, bool):
             output = OUTPUTS.get(output, output)
         return cls(*parts, output=output)  # type: ignore[arg-type, misc]
@@ -643,20 +671,39 @@ class RunConfig:
 INTEGER_SWITCHES = ("ds_scale", "grad_checkpointing", "core_flash_attention", "modulator_include_history")
 
 
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_REAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?\.?inf|\.?nan", re.IGNORECASE)
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _number(value: Any) -> Any:
+    """A whole number where text is one; anything else as it is."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) < 1000:
+        return int(value)
+    return value
+
+
 def _decode(f: dataclasses.Field[Any], value: Any) -> Any:
-    """A field's value from its published form."""
-    codes, flag = f.metadata["codes"], f.metadata["flag"]
-    if codes is not None and isinstance(value, int) and not isinstance(value, bool):
-        return codes.get(value, value)
-    if flag in INTEGER_SWITCHES and value in (0, 1):
-        return bool(value)
-    if flag == "precision" or (flag == "save_every" and isinstance(value, int) and not isinstance(value, bool)):
+    """A field's value from a file's value or a command line's word, both judged alike."""
+    codes, flag, kind = f.metadata["codes"], f.metadata["flag"], str(f.type)
+    word = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(word, str) and word.lower() in ("none", "null") and kind.endswith("| None"):
+        return None
+    if codes is not None:
+        code = _number(value)
+        return codes.get(code, code) if isinstance(code, int) and not isinstance(code, bool) else value
+    if kind.startswith("bool") or flag == "cache_data":
+        if isinstance(value, str):
+            return _SWITCH.get(value.lower(), value)
+        return bool(value) if flag != "cache_data" and isinstance(value, int) and value in (0, 1) else value
+    if kind.startswith("int"):
+        return _number(value)
+    if kind.startswith("float") and isinstance(value, str) and _REAL.fullmatch(value):
+        return float(value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if kind.startswith("tuple") and isinstance(value, str):
+        return (value,)
+    if flag in ("precision", "save_every") and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, str) and str(f.type).startswith("float"):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-08, without a point, as text
-        except ValueError:
-            return value
     return tuple(value) if isinstance(value, list) else value
 
 

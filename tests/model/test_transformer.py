@@ -20,7 +20,7 @@ SHAPE = (2, 6, 12, 8)  # B, t, P, D
 
 def stack(axis: int = 2, state: bool = True, **options: object) -> Transformer:
     torch.manual_seed(0)
-    return build_transformer(small_core(**options), axis, 3, SHAPE[2], 20 if state else 0, None)
+    return build_transformer(small_core(**options), axis, 3, most_square_grid(SHAPE[2]), 20 if state else 0, None)
 
 
 def run(module: Transformer, seed: int = 1, windows: bool = True) -> tuple[Tensor, list[Tensor]]:

@@ -333,9 +333,11 @@ YAML: dict[str, tuple[str | bytes, str]] = {
     "itself": ("a: &a [*a]\n", "contains itself"),
     "too deep": ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     "too much": ("a: " + "x" * (1 << 20), "more than 1048576 bytes"),
+    "too many": ("a: [" + "1," * 500_000 + "]", "more than 100000 values"),
+    "a key twice": ("lr: 1\nepochs: 2\nlr: 3\n", "the key 'lr' is given twice, in lines 1 and 3"),
     "no text": (b"\xff\xfe\x00\x01", "not readable as YAML"),
     "a number of 10,000 digits": ("lr: " + "1" * 10_000, "not readable as YAML"),
-    "a day that is none": ("lr: 2001-99-99\n", "not readable as YAML"),
+    "a day that is none": ("lr: !!timestamp 2001-99-99\n", "not readable as YAML"),
     "tabs": ("a:\n\t- b\n", "not readable as YAML"),
     "a list": ("- 1\n", "a mapping of"),
     "a key that is none": ("? [a, b]\n: c\n", "not readable as YAML"),
@@ -360,7 +362,8 @@ def test_yaml(copy: Path, canary: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"core_emb_dim": 10**9}, "does not fit the model"), ({"core_emb_dim": 10**30}, "cannot be built|must be"),
+    [({"core_emb_dim": 10**6}, "does not fit the model"), ({"core_emb_dim": 10**9}, "must be at most 1000000"),
+     ({"core_emb_dim": 10**30}, "cannot be built|must be"),
      ({"core_spatial_depth": 10**9}, "--core_spatial_depth must be from 0 to 1000"),
      ({"output_shapes": {"F": [10**12, 40], "G": [6, 40]}}, "does not fit the model|cannot be built"),
      ({"input_shapes": {"video": [1, 40, 10**6, 10**6]}}, "does not fit the model|cannot be built"),

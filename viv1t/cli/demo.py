@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,10 @@ def draw(
 
 def run_demo(given: Options) -> int:
     """Runs the demo with `given` options on top of its own; returns the exit status."""
-    seed = given.get("seed", 1234)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"--seed takes a whole number of at least 0, not {seed!r}")
-    config = RunConfig.from_options(OPTIONS | {"data": f"data/demo-{seed}"} | given)
+    config = RunConfig.from_options(OPTIONS | given)
+    seed = config.train.seed
+    if "data" not in given:
+        config = replace(config, data=replace(config.data, path=f"data/demo-{seed}"))
     if config.readout.name != "gaussian2d":
         raise ConfigError("--demo draws receptive fields, which only --readout gaussian2d has")
     data = Path(config.data.path)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import yaml
-
 from viv1t.cli.options import Parser, run_main
 from viv1t.cli.score_tables import NOTES, as_table, as_tables
 from viv1t.errors import DataError
 from viv1t.evaluate import VIEWS, as_mapping, evaluate, merged, read_evaluation
 from viv1t.files import write_text
+from viv1t.safe_yaml import dump_yaml
 from viv1t.train.ensemble import open_ensemble
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.trainer import best_device
@@ -73,7 +72,7 @@ def _work(argv: Sequence[str] | None) -> int:
     else:
         output = runs[0].evaluation
         result = merged(read_evaluation(output), result)
-    write_text(output, yaml.safe_dump(result, sort_keys=False))
+    write_text(output, dump_yaml(result))
     print(f"written to {output}")
     return 0
 

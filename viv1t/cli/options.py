@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from viv1t.config import INTEGER_SWITCHES, SELECTORS, Options, all_components
+from viv1t.config import (
+    INTEGER_SWITCHES,
+    OPTIMIZER_DEFAULTS,
+    SELECTOR_DEFAULTS,
+    SELECTORS,
+    Options,
+    all_components,
+)
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.files import advice
 from viv1t.safe_yaml import read_yaml
@@ -43,67 +50,77 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def _number(value: str) -> Any:
-    """A whole number, or the word itself: the configuration says what it wanted."""
-    try:
-        return int(value)
-    except ValueError:
-        return value
-
-
-def _real(value: str) -> Any:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option of a run. The configuration checks the values, so that a file and a line are judged alike."""
+    """Adds every option of a run, as words: the configuration reads them, so that a file and a line are alike."""
     chosen = parser.add_argument_group("components")
     for selector, table in SELECTORS.items():
-        kind = str if all(isinstance(k, str) for k in table) else _number
-        words = ", ".join(f"{k} ({v.name})" if kind is _number else str(k) for k, v in table.items())
-        chosen.add_argument(f"--{selector}", type=kind, default=argparse.SUPPRESS, metavar="WHICH", help=words)
+        words = ", ".join(f"{k} ({v.name})" if isinstance(k, int) else str(k) for k, v in table.items())
+        default = _said(SELECTOR_DEFAULTS[selector]) if selector in SELECTOR_DEFAULTS else " (required)"
+        chosen.add_argument(f"--{selector}", default=argparse.SUPPRESS, metavar="WHICH", help=words + default)
     chosen.add_argument(
         "--output_mode",
-        type=_number,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="activation: 0 elu+1, 1 exp, 2 softplus",
+        help="activation: 0 elu+1, 1 exp, 2 softplus" + _said(SELECTOR_DEFAULTS["output_mode"]),
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for flag, owners in all_components().items():
-        owner = owners[0]
-        title = getattr(owner, "name", owner.__name__.removesuffix("Config").lower())
+        title = " and ".join(dict.fromkeys(map(_title, owners)))
         if title not in groups:
             groups[title] = parser.add_argument_group(f"options of {title}")
-        field = next(f for f in dataclasses.fields(owner) if f.metadata["flag"] == flag)  # type: ignore[arg-type]
-        default = "" if field.default in (dataclasses.MISSING, None) else f" (default {_shown(field)})"
-        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
-        annotation = str(field.type)
-        if flag == "cache_data" or (annotation.startswith("bool") and flag not in INTEGER_SWITCHES):
+        fields = [next(f for f in dataclasses.fields(o) if f.metadata["flag"] == flag) for o in owners]  # type: ignore[arg-type]
+        kind, choices = str(fields[0].type), fields[0].metadata["choices"]
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(flag, owners, fields)}
+        if flag == "cache_data" or (kind.startswith("bool") and flag not in INTEGER_SWITCHES):
             # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
-            words = "|".join(field.metadata["choices"] or ("true", "false"))
-            keywords |= {"nargs": "?", "const": True, "type": _switch, "metavar": words}
-        elif annotation.startswith("tuple"):
+            keywords |= {"nargs": "?", "const": True, "metavar": "|".join(choices or ("true", "false"))}
+        elif kind.startswith("tuple"):
             keywords |= {"nargs": "+", "metavar": "ID"}
-        elif field.metadata["codes"] or annotation.startswith(("int", "bool")):
-            keywords |= {"type": _number, "metavar": "N"}
-        elif annotation.startswith("float"):
-            keywords |= {"type": _real, "metavar": "X"}
+        elif fields[0].metadata["codes"] or kind.startswith(("int", "bool")):
+            keywords["metavar"] = "N"
+        elif kind.startswith("float"):
+            keywords["metavar"] = "X"
         else:
-            keywords["metavar"] = "|".join(field.metadata["choices"] or ("VALUE",))
+            keywords["metavar"] = "|".join(choices or ("VALUE",))
         groups[title].add_argument(f"--{flag}", **keywords)
 
 
-def _shown(field: dataclasses.Field[Any]) -> Any:
+def _title(owner: type) -> str:
+    """What a component is called in the help."""
+    for selector, table in SELECTORS.items():
+        for key, component in table.items():
+            if component is owner:
+                return f"--{selector} {key}"
+    return owner.__name__.removesuffix("Config").lower()
+
+
+def _help(flag: str, owners: Sequence[type], fields: Sequence[dataclasses.Field[Any]]) -> str:
+    """What an option does and what it is by default; for each component apart where these differ."""
+    texts = [f.metadata["help"] for f in fields]
+    defaults = [_default(flag, owner, f) for owner, f in zip(owners, fields, strict=True)]
+    if len(set(texts)) > 1:
+        parts = zip(owners, texts, defaults, strict=True)
+        return "; ".join(f"with {_title(owner)}: {text}{default}" for owner, text, default in parts)
+    if len(set(defaults)) == 1:
+        return str(texts[0]) + defaults[0]
+    parts = zip(owners, texts, defaults, strict=True)
+    return str(texts[0]) + "".join(f"; with {_title(owner)}:{default}" for owner, _, default in parts)
+
+
+def _default(flag: str, owner: type, field: dataclasses.Field[Any]) -> str:
+    by_core = {core: defaults[flag] for core, defaults in OPTIMIZER_DEFAULTS.items() if flag in defaults}
+    if owner.__name__ == "OptimizerConfig" and by_core:
+        others = "".join(f"; with --core {core}: {'none' if v is None else v}" for core, v in by_core.items())
+        return f" (default {field.default}{others})"
+    if field.default is dataclasses.MISSING:
+        return " (required)"
     codes = field.metadata["codes"]
-    return next(k for k, v in codes.items() if v == field.default) if codes else field.default
+    value = next(k for k, v in codes.items() if v == field.default) if codes else field.default
+    return "" if value is None else _said(int(value) if flag in INTEGER_SWITCHES else value)
 
 
-def _switch(value: str) -> bool | str:
-    return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+def _said(default: Any) -> str:
+    return f" (default {str(default).lower() if isinstance(default, bool) else default})"
 
 
 def read_config_file(path: str) -> Options:

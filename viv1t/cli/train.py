@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
+from viv1t.effects import check_effects, without_effect
 from viv1t.plot import learning_curves
 from viv1t.plot.run import draw_model
 from viv1t.train.distributed import started
@@ -24,11 +26,14 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
     check_trainable(config)
     check_trackers(config)
+    check_effects(config)
     folder = RunFolder(config.train.output_dir)
     device = best_device(config.train.device)
     with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
         if config.train.clear_output_dir and not ranks.may_clear():
             config = replace(config, train=replace(config.train, clear_output_dir=False))
+        for line in without_effect(config) if ranks.first else ():
+            logging.getLogger("viv1t.train").warning("%s", line)
         with folder.locked() if ranks.first else nullcontext():
             if ranks.first:
                 folder.check_start(config)
@@ -73,7 +78,7 @@ def _work(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="viv1t-train",
         description="Trains a digital twin of mouse visual cortex. Options keep their published names; interrupted, "
-        "the same command continues the run.",
+        "the same command continues the run. An option that has no default takes none for no value, also in a file.",
     )
     parser.add_argument("--config", help="YAML file of options; the command line wins")
     parser.add_argument(

@@ -7,10 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from viv1t.errors import CheckpointError
 from viv1t.files import write_text
+from viv1t.safe_yaml import dump_yaml
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.validate import Validation
 
@@ -63,4 +62,4 @@ class Records:
 def write_evaluation(run: RunFolder, validation: Validation) -> None:
     """Writes `evaluation.yaml` in the published layout."""
     scores = {mouse: float(r) for mouse, r in validation.correlation.items()} | {"average": validation.mean}
-    write_text(run.evaluation, yaml.safe_dump({"validation": scores}, sort_keys=False))
+    write_text(run.evaluation, dump_yaml({"validation": scores}))

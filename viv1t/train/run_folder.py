@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,19 +13,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 
-from viv1t.config import RunConfig
+from viv1t.config import RunConfig, VivitConfig
 from viv1t.data.recorded import Recorded
+from viv1t.effects import published_slips
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.grid import is_torn
 from viv1t.files import replacing, write_text
 from viv1t.model.published import check_entries, from_published, to_published
 from viv1t.model.twin import Neurons, ViV1T
-from viv1t.safe_yaml import read_yaml
+from viv1t.safe_yaml import dump_yaml, read_yaml
 from viv1t.train.checkpoint import read_checkpoint
 from viv1t.train.published_file import read_published
 from viv1t.types import MAX_FRAMES
+
+log = logging.getLogger("viv1t.train")
 
 # Options that may differ when a run goes on: they do not change what is computed. With cosine rates, epochs do. Which
 # recordings `data` and `mouse_ids` come to is compared by what they hold. Micro batches change a little, as the
@@ -139,13 +143,13 @@ class RunFolder:
 
     def write_args(self, config: RunConfig, shapes: Mapping[str, Any]) -> None:
         """Writes `args.yaml`: every option by its published name, and the shapes of inputs and outputs."""
-        write_text(self.args, yaml.safe_dump(config.to_options() | dict(shapes), sort_keys=True))
+        write_text(self.args, dump_yaml(config.to_options() | dict(shapes), sort_keys=True))
 
     def note_data(self, path: str) -> None:
         """Writes down where the run's recordings lie now."""
         args = self.read_args()
         if args.get("data") != path:
-            write_text(self.args, yaml.safe_dump(args | {"data": path}, sort_keys=True))
+            write_text(self.args, dump_yaml(args | {"data": path}, sort_keys=True))
 
     def read_args(self) -> dict[str, Any]:
         """The mapping in `args.yaml`.
@@ -242,6 +246,8 @@ class RunFolder:
         check_entries(outline.state_dict(), state, str(path), {})
         model = self.build_model()
         model.load_state_dict(state)
+        for line in published_slips(model.config):
+            log.warning("%s: %s", self.path, line)
         return model.to(device).eval()
 
 
@@ -278,16 +284,31 @@ def save_published(run: RunFolder, out: Path) -> Path:
 
     Raises:
         CheckpointError: `run` is no run folder, or its checkpoint is missing or damaged.
-        ConfigError: `out` is there and not empty.
+        ConfigError: `out` is there and not empty, or the published code cannot do what the run's model does.
     """
     target = RunFolder(out)
     if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder: choose another")
     model = run.load_model()
+    core = model.config.core
+    if isinstance(core, VivitConfig) and core.grid == "true" and is_torn(core, model.frame_size):
+        raise ConfigError(
+            f"{run.path} was trained with --core_grid true, which the published code does not have: it would read out "
+            "other places"
+        )
     facts = read_checkpoint(run.best)[1] if run.best.is_file() else read_published(run.published)[1]
     content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": to_published(model)}
     with replacing(target.published) as temporary:
         torch.save(content, temporary)
-    shapes = {k: v for k, v in run.read_args().items() if k in ("input_shapes", "output_shapes")}
-    write_text(target.args, yaml.safe_dump(run.config().to_options() | shapes, sort_keys=True))
+    write_text(target.args, dump_yaml(_published_options(run, model), sort_keys=True))
     return target.path
+
+
+def _published_options(run: RunFolder, model: ViV1T) -> dict[str, Any]:
+    """What the published `args.yaml` of a run holds: options in values that the published code knows, and facts."""
+    options = run.config().to_options()
+    options["precision"] = {"tf32": "32"}.get(options["precision"], options["precision"])
+    options["cache_data"] = bool(options["cache_data"])
+    shapes = {key: value for key, value in run.read_args().items() if key in ("input_shapes", "output_shapes")}
+    trainable = sum(parameter.numel() for parameter in model.parameters())
+    return options | shapes | {"max_frame": MAX_FRAMES, "trainable_params": trainable}

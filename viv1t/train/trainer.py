@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from viv1t.config import CriticConfig, RunConfig, check_same_core
+from viv1t.config import CriticConfig, RunConfig, VivitConfig, check_same_core
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
 from viv1t.data.recorded import write_recorded
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
+from viv1t.families.sensorium2023.grid import check_grid
 from viv1t.files import remove_leftovers, write_text
 from viv1t.memory import available_bytes
 from viv1t.model.critic import Critic, check_size
@@ -203,6 +204,11 @@ class Trainer:
         if self.config.train.restore is not None:
             self._restore(self.config.train.restore, "")
         pretrain = self.config.core.pretrain
+        if isinstance(self.config.core, VivitConfig):
+            origin = pretrain or self.config.train.restore
+            before = None if origin is None else RunFolder(origin).config().core
+            before = before if isinstance(before, VivitConfig) else None
+            check_grid(self.config.core, self.recordings.frame_size, before)
         if pretrain is not None:
             source = RunFolder(pretrain).config()
             check_same_core(self.config.core, source.core, pretrain)

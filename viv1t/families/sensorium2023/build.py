@@ -15,10 +15,11 @@ from viv1t.config import (
     ShifterConfig,
     VivitConfig,
 )
+from viv1t.families.sensorium2023.grid import Grid, map_grid
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.blocks import BlockShape, ParallelBlock, SequentialBlock
-from viv1t.model.layers.positions import PositionGenerator, most_square_grid
+from viv1t.model.layers.positions import PositionGenerator
 from viv1t.model.layers.state import StateEncoder
 from viv1t.model.layers.tokenizer import Tokenizer
 from viv1t.model.layers.transformer import Transformer
@@ -56,7 +57,7 @@ def build_tokenizer(config: VivitConfig, frame_size: tuple[int, int], state_chan
 
 
 def build_transformer(
-    config: VivitConfig, axis: int, depth: int, patches: int, state_inputs: int, state_mice: Sequence[str] | None
+    config: VivitConfig, axis: int, depth: int, grid: Grid, state_inputs: int, state_mice: Sequence[str] | None
 ) -> Transformer:
     """Blocks over patches (`axis` 2) or frames (`axis` 1).
 
@@ -64,7 +65,7 @@ def build_transformer(
         config: the core's options.
         axis: 1 attends over frames, 2 over patches.
         depth: number of blocks.
-        patches: P.
+        grid: rows and columns that the patches are taken to have.
         state_inputs: size of a state window for blocks that add its encoding, 0 for none.
         state_mice: mice with an encoder of their own; None shares one.
     """
@@ -86,7 +87,7 @@ def build_transformer(
     blocks = [kind(shape) for _ in range(depth)]
     # Parallel blocks ignore generated positions, as the published ones do.
     if config.pos_encoding == "generated" and blocks and isinstance(blocks[0], SequentialBlock):
-        blocks[0].position_generator = PositionGenerator(config.emb_dim, most_square_grid(patches) if axis == 2 else ())
+        blocks[0].position_generator = PositionGenerator(config.emb_dim, grid if axis == 2 else ())
     encoders = [StateEncoder(state_inputs, config.emb_dim, state_mice) for _ in range(depth if state_inputs else 0)]
     return Transformer(axis, blocks, state_encoders=encoders)
 
@@ -94,15 +95,15 @@ def build_transformer(
 def _build_vivit(config: VivitConfig, frame_size: tuple[int, int], mice: Sequence[str]) -> Vivit:
     channels, encoded = _STATE_USE[config.behavior]
     tokenizer = build_tokenizer(config, frame_size, channels)
-    patches = tokenizer.grid[0] * tokenizer.grid[1]
+    grid = map_grid(config, tokenizer.grid)
     inputs = encoded * config.temporal_patch_size
     owners = mice if config.behavior == "state_encoding_per_mouse" else None
     return Vivit(
         tokenizer,
-        build_transformer(config, 2, config.spatial_depth, patches, inputs, owners),
-        build_transformer(config, 1, config.temporal_depth, patches, inputs, owners),
+        build_transformer(config, 2, config.spatial_depth, grid, inputs, owners),
+        build_transformer(config, 1, config.temporal_depth, grid, inputs, owners),
         depth=config.emb_dim,
-        grid=most_square_grid(patches),
+        grid=grid,
         state_channels=channels,
         encoded=encoded,
     )

@@ -77,13 +77,25 @@ class Vivit(nn.Module):
     def frame_positions(self, positions: Tensor) -> Tensor:
         """From positions (..., 2) on the output's maps to positions on the frame.
 
-        Both are x, y with -1 and 1 at the centres of the outermost patches and pixels."""
+        Both are x, y with -1 and 1 at the centres of the outermost patches and pixels. Where the maps' rows and columns
+        are not the patches' own, a position is that of the patch it is nearest to."""
         tokenizer = self.tokenizer
+        if self.grid != tokenizer.grid:
+            positions = self._of_nearest_patch(positions)
         height, width = tokenizer.frame_size
         first = [(tokenizer.size[1] - 1) / 2 - before for before in (tokenizer.padding.left, tokenizer.padding.top)]
         spans = [(n - 1) * tokenizer.stride[1] / 2 for n in (tokenizer.grid[1], tokenizer.grid[0])]
         half = positions.new_tensor([(width - 1) / 2, (height - 1) / 2])
         return (positions.new_tensor(first) + (positions + 1) * positions.new_tensor(spans)) / half - 1
+
+    def _of_nearest_patch(self, positions: Tensor) -> Tensor:
+        """From positions on the maps to positions on the patches' own grid, both x, y in [-1, 1]."""
+        (rows, columns), (true_rows, true_columns) = self.grid, self.tokenizer.grid
+        last = positions.new_tensor([columns - 1, rows - 1])
+        column, row = ((positions.clamp(-1, 1) + 1) / 2 * last).round().unbind(-1)
+        patch = row * columns + column
+        true = torch.stack((patch % true_columns, patch.div(true_columns, rounding_mode="floor")), dim=-1)
+        return true / positions.new_tensor([max(true_columns - 1, 1), max(true_rows - 1, 1)]) * 2 - 1
 
     def set_recompute(self, on: bool | None) -> None:
         """Whether blocks are recomputed in the backward instead of keeping their intermediates; None: on CUDA."""
