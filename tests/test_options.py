@@ -274,7 +274,7 @@ def test_help_marks_what_is_required(capsys: pytest.CaptureFixture[str]) -> None
         (CheckpointError("does not fit:\n  missing (1): a\n  surplus (1): b"), 1,
          "prog: error: does not fit: missing (1): a surplus (1): b\n"),
         (KeyboardInterrupt(), 130, "\nprog: interrupted\n"),
-        (OSError(28, "No space left on device", "/disk/file"), 1, "prog: error: /disk/file: No space left on device\n"),
+        (OSError(5, "Input/output error", "/disk/file"), 1, "prog: error: /disk/file: Input/output error\n"),
         (OSError("odd"), 1, "prog: error: odd\n"),
     ],
 )  # fmt: skip
@@ -286,6 +286,16 @@ def test_errors_become_a_line_and_a_status(
 
     assert run_main("prog", work, []) == status
     assert capsys.readouterr().err == line
+
+
+def test_a_full_disk_comes_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(argv: Sequence[str] | None) -> int:
+        raise OSError(28, "No space left on device", "/disk/file")
+
+    assert run_main("prog", work, []) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("prog: error: /disk/file: No space left on device (")
+    assert line.endswith(" MB are free); make room on its disk, or choose a folder on another\n")
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback() -> None:
