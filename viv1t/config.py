@@ -497,7 +497,10 @@ class TrainConfig(_Checked):
     seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0, high=2**63 - 1)
     deterministic: bool = option("deterministic", False, help="the same result on every run of the same machine")
     precision: str = option(
-        "precision", "32", help="bf16: of the core; tf32: of products, on CUDA; or 32", choices=("32", "tf32", "bf16")
+        "precision",
+        "32",
+        help="bf16: of the core, where the processor multiplies it; tf32: of products, on CUDA; or 32",
+        choices=("32", "tf32", "bf16"),
     )
     grad_checkpointing: bool | None = option(
         "grad_checkpointing", None, help="recompute blocks in the backward; default on for CUDA"

@@ -14,6 +14,7 @@ from torch import Tensor
 from viv1t.config import FactorizedBaselineConfig, Gaussian2dConfig, ShifterConfig, VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.model import twin
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.twin import Neurons, ViV1T
 
@@ -183,8 +184,23 @@ def test_positions_end_at_300_frames() -> None:
     assert model(*small_inputs(batch=1, frames=304)).shape[2] == 300
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_bf16_is_left_where_the_processor_has_none(
+    there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(twin, "multiplies_bf16", lambda _: there)
+    twin._say_float32.cache_clear()
+    exact, model = small_model(), small_model(precision="bf16")
+    same = [torch.equal(model(*small_inputs()), exact(*small_inputs())) for _ in range(2)]
+    assert same == [not there] * 2
+    said = [record.message for record in caplog.records if "bf16" in record.message]
+    assert said == ([] if there else ["bf16: this processor has no arithmetic for it, so the core multiplies in "
+                                      "float32, which is faster here and rounds less"])  # fmt: skip
+
+
 @pytest.mark.parametrize("core", CORES)
-def test_bf16_runs_the_core_and_hands_float32_on(core: str) -> None:
+def test_bf16_runs_the_core_and_hands_float32_on(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "multiplies_bf16", lambda _: True)
     exact, model = small_model(core=core), small_model(core=core, precision="bf16")
     maps, expected = (m.core_output(*small_inputs()) for m in (model, exact))
     assert maps.dtype == torch.float32

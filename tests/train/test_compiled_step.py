@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viv1t.config import CriticConfig, Options, RunConfig
 from viv1t.errors import ConfigError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.model import twin
 from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons
 from viv1t.train.optimizer import build_optimizer
@@ -61,6 +62,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(twin, "multiplies_bf16", lambda _: True)
     yield
     torch._dynamo.reset()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,8 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
+from viv1t.kernels.common.precision import multiplies_bf16
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
+
+log = logging.getLogger("viv1t")
+
+
+@functools.cache
+def _say_float32(processor: str) -> None:
+    log.warning(
+        "bf16: this %s has no arithmetic for it, so the core multiplies in float32, which is faster here and rounds "
+        "less", processor,
+    )  # fmt: skip
+
+
+@torch.compiler.assume_constant_result  # looked up where a graph is made
+def _half(device: torch.device, say: bool) -> bool:
+    there = multiplies_bf16(device)
+    if say and not there:
+        _say_float32("GPU" if device.type == "cuda" else "processor")
+    return there
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,8 @@ class ViV1T(nn.Module):
         mice: the modules of each mouse, in order.
         neurons: what is known of each mouse's.
         frame_size: (H, W) of the video in pixels.
-        autocast: whether the core runs under bf16 autocast: `never`, `always`, or `capable`, on GPUs that multiply it
-            in hardware.
+        autocast: whether the core runs under bf16 autocast: `never`, `always` (on what multiplies it in hardware; else
+            it stays in float32, with a word), or `capable`, on GPUs that do.
 
     Attributes:
         neurons: N of every mouse.
@@ -145,9 +166,8 @@ class ViV1T(nn.Module):
 
     def core_dtype(self, device: torch.device) -> torch.dtype:
         """The type in which the core multiplies on a device, of float32 weights."""
-        half = self.autocast == "always"
-        if self.autocast == "capable":
-            half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        wanted = self.autocast == "always" or (self.autocast == "capable" and device.type == "cuda")
+        half = wanted and _half(device, self.autocast == "always")
         return torch.bfloat16 if half else torch.float32
 
     @property
