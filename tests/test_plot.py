@@ -14,10 +14,10 @@ import pytest
 from viv1t import plot
 from viv1t.errors import ConfigError, DataError
 from viv1t.plot.attention import lag_profile
-from viv1t.plot.movie import MovieSummary
+from viv1t.plot.movie import MovieSummary, raster
 from viv1t.plot.positions import pixel_distance
 from viv1t.plot.responses import depth_layers
-from viv1t.plot.style import figure_path, mouse_colors, pearson
+from viv1t.plot.style import figure_path, mouse_colors, pearson, robust_range
 from viv1t.plot.training import read_metrics
 
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -257,3 +257,119 @@ def test_numbers_in_titles() -> None:
     lags, share = lag_profile(np.eye(4) * 0.4 + np.eye(4, k=-1) * 0.6)
     np.testing.assert_allclose(dict(zip(lags.tolist(), share, strict=True))[-1], 2.4)
     assert np.isnan(share[lags == 0]).all()
+
+
+# -- what every figure must keep --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written, to be looked at."""
+    from matplotlib.figure import Figure
+
+    kept: list[Any] = []
+    write = Figure.savefig
+
+    def savefig(figure: Any, *args: Any, **options: Any) -> None:
+        kept.append(figure)
+        write(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return kept
+
+
+@pytest.mark.parametrize("name", plot.__all__)
+def test_no_legend_covers_what_is_drawn(
+    name: str, tmp_path: Path, rng: np.random.Generator, metrics: Path, drawn: list[Any]
+) -> None:
+    from matplotlib.legend import Legend
+
+    figures(rng, metrics)[name](tmp_path / "a.png", dpi=60)
+    (figure,) = drawn
+    for legend in figure.findobj(Legend):
+        box = legend.get_window_extent()
+        for ax in figure.get_axes():
+            assert not box.overlaps(ax.get_window_extent()), (name, ax.get_title(loc="left"))
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1  # noqa: PT018
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1  # noqa: PT018
+
+
+def test_legends_of_ten_mice_fit(tmp_path: Path, rng: np.random.Generator, drawn: list[Any]) -> None:
+    from matplotlib.legend import Legend
+
+    mice = "ABCDEFGHIJ"
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "epoch,train_loss,validation_loss,correlation,learning_rate,seconds,"
+        + ",".join(f"correlation/{m}" for m in mice)
+        + "\n1,90,20,0.2,0.004,3" + ",0.2" * 10 + "\n2,80,19,0.3,0.004,3" + ",0.3" * 10 + "\n"
+    )  # fmt: skip
+    plot.learning_curves(path, tmp_path / "a.png", ceiling=0.4, dpi=60)
+    movie = MovieSummary(40, dict.fromkeys(mice, 3))
+    movie.add_stimulus(np.zeros((40, 36, 64)))
+    for mouse in mice:
+        movie.add_response(mouse, rng.random((3, 40)))
+    plot.movie_responses(movie, tmp_path / "b.png", dpi=60)
+    for figure, entries in zip(drawn, (12, 10), strict=True):
+        (legend,) = figure.findobj(Legend)
+        assert len(legend.get_texts()) == entries
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.get_axes())
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", plot.__all__)
+def test_every_map_of_numbers_has_a_colour_bar(
+    name: str, tmp_path: Path, rng: np.random.Generator, metrics: Path, drawn: list[Any]
+) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    figures(rng, metrics)[name](tmp_path / "a.png", dpi=30)
+    (figure,) = drawn
+    found = [m for m in figure.findobj(lambda m: isinstance(m, ScalarMappable)) if m.get_array() is not None]
+    bars = [ax._colorbar for ax in figure.get_axes() if hasattr(ax, "_colorbar")]
+    scales = {(bar.cmap.name, bar.norm.vmin, bar.norm.vmax) for bar in bars}
+    maps = [m for m in found if m.cmap.name != "gray" and m not in [bar.solids for bar in bars]]  # no film's frames
+    assert all((m.cmap.name, m.norm.vmin, m.norm.vmax) in scales for m in maps)
+    assert bool(maps) == (
+        name in {"movie_responses", "attention_film_strip", "readout_positions", "correlation_by_neuron"}
+    )
+
+
+def test_one_outlier_does_not_flatten_the_rest(tmp_path: Path, rng: np.random.Generator, drawn: list[Any]) -> None:
+    trial = rng.random((2, 300))
+    trial[0, 100], trial[1, 7] = 500, -80
+    plot.response_traces(trial, trial * 0.5, tmp_path / "a.png", neurons=[0, 1], dpi=30)
+    movie = MovieSummary(300, {"F": 2})
+    movie.add_stimulus(np.zeros((300, 36, 64)))
+    movie.add_response("F", trial)
+    plot.movie_responses(movie, tmp_path / "b.png", dpi=30)
+    traces, responses = drawn
+    high, low = traces.get_axes()
+    assert high.get_ylim()[1] < 1.2
+    assert low.get_ylim()[0] > -0.2
+    assert [text.get_text() for text in high.texts] == ["▲ 500"]
+    assert [text.get_text() for text in low.texts] == ["▼ -80"]
+    mean = next(ax for ax in responses.get_axes() if ax.get_ylabel() == "mean response")
+    assert -0.2 < mean.get_ylim()[0] < mean.get_ylim()[1] < 1.2
+    scaled = raster(trial)
+    assert (np.median(scaled, axis=1) > 0.4).all()
+    assert (np.median(scaled, axis=1) < 0.6).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2, 3], (0, 3)),
+        ([0, 1, 2, 3, 4, 1000], (0, 4)),
+        ([-1000, 0, 1, 2, 3, 4], (0, 4)),
+        ([0] * 50 + [5], (0, 5)),  # a neuron that fires once
+        ([0] * 50 + [5, 6, 4], (0, 6)),
+        ([7], (7, 7)),
+        ([np.nan, np.inf], (0, 1)),
+        ([0, 1, 2, np.nan, np.inf], (0, 2)),
+    ],
+)
+def test_the_range_that_is_drawn(values: list[float], expected: tuple[float, float]) -> None:
+    assert robust_range(np.array(values, float)) == expected

@@ -79,7 +79,7 @@ def attention_film_strip(
             strip[0, column].set_title(f"{time[token]:.2f} s", loc="center", pad=3)
         strip[0, 0].set_ylabel("movie")
         strip[1, 0].set_ylabel("attention")
-        bar = top.colorbar(image, ax=strip.ravel().tolist(), shrink=0.9, pad=0.01)
+        bar = top.colorbar(image, ax=strip.ravel().tolist(), shrink=0.9, pad=0.01, extend="both")
         bar.set_label("spatial attention\n(1 = uniform)")
         bar.outline.set_visible(False)
         bar.solids.set(alpha=1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from viv1t.errors import DataError
-from viv1t.plot.style import Array, drawing, mouse_colors, short_name, some_mice
+from viv1t.plot.style import Array, drawing, limit_values, mouse_colors, robust_range, short_name, some_mice
 from viv1t.types import FRAME_RATE
 
 BINS = 600  # columns of the rasters, at most
@@ -101,27 +101,37 @@ def movie_responses(
         for mouse in mice:
             mean = rates[mouse].mean(0)
             panels[0].plot(time, mean, color=colors[mouse], label=f"mouse {short_name(mouse)}")
+        limit_values(panels[0], time, *(rates[mouse].mean(0) for mouse in mice))
         panels[0].set_ylabel("mean response")
         panels[0].margins(x=0)
-        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=min(5, len(mice)))
+        parts[1].legend(loc="outside upper right", ncols=min(5, len(mice)))
         for ax, mouse in zip(panels[1:], mice, strict=True):
             shown = raster(rates[mouse])
-            ax.imshow(
+            image = ax.imshow(
                 shown, aspect="auto", cmap="magma", extent=(0, seconds, len(shown), 0), interpolation="nearest",
                 vmin=0, vmax=1,
             )  # fmt: skip
             ax.set_ylabel(f"{short_name(mouse)}\n{len(shown)} of {len(rates[mouse])} neurons", fontsize=8)
             ax.set_yticks([])
         panels[-1].set_xlim(0, seconds)
-        panels[-1].set_xlabel("time (s); each neuron from its lowest response (black) to its highest")
+        panels[-1].set_xlabel("time (s)")
+        bar = parts[1].colorbar(image, ax=panels[1:].tolist(), pad=0.01, fraction=0.05, ticks=[0, 1])
+        bar.ax.set_yticklabels(["lowest", "highest"])
+        bar.set_label("response of each neuron", labelpad=-18)
+        bar.outline.set_visible(False)
     return path
 
 
 def raster(rates: Array) -> Array:
-    """The neurons that vary most, (at most 80, bins), each from 0 to 1, in the order of their highest response."""
+    """The neurons that vary most, (at most 80, bins), in the order of their highest response.
+
+    Each is scaled so that 0 to 1 is its `robust_range`: one bin far away from all others does not darken the rest.
+    """
     known = np.isfinite(rates[0])
-    low, high = rates[:, known].min(1, keepdims=True), rates[:, known].max(1, keepdims=True)
-    chosen = np.sort(np.argsort(-rates[:, known].std(1), kind="stable")[:NEURONS])
+    limits = np.array([robust_range(row[known]) for row in rates])
+    low, high = limits[:, :1], limits[:, 1:]
+    varied = rates[:, known].clip(low, high).std(1)
+    chosen = np.sort(np.argsort(-varied, kind="stable")[:NEURONS])
     span = np.where(high > low, high - low, 1)
     scaled = ((rates - low) / span)[chosen]
     return scaled[np.argsort(np.nanargmax(scaled, axis=1), kind="stable")]

@@ -20,6 +20,7 @@ from viv1t.plot.style import (
     mouse_colors,
     pearson,
     per_mouse,
+    robust_range,
     same_neurons,
     short_name,
     some_mice,
@@ -143,7 +144,7 @@ def readout_positions(
         same_neurons(mouse, positions=points[mouse], coordinates=places[mouse])
     # Mice lie differently under the microscope: only the distance from their own middle compares.
     centred = {m: place[:, "xy".index(axis)] - place[:, "xy".index(axis)].mean() for m, place in places.items()}
-    extent = max(float(np.abs(c).max()) for c in centred.values()) or 1.0
+    extent = max(map(abs, robust_range(np.concatenate(list(centred.values()))))) or 1.0
     columns = min(len(mice), 2 if len(mice) <= 4 else 3)
     rows = -(-len(mice) // columns)
     with drawing(out, (0.9 + 3.4 * columns, 0.5 + 2.25 * rows), dpi, format) as (figure, path):
@@ -163,7 +164,8 @@ def readout_positions(
         for ax in panels[max(0, len(mice) - columns) : len(mice)]:
             ax.set_xlabel("x")
         figure.suptitle("Readout positions on the frame", x=0.01, ha="left", fontsize=10)
-        bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.8, pad=0.02)
+        beyond = any(np.abs(c).max(initial=0) > extent for c in centred.values())
+        bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.8, pad=0.02, extend="both" if beyond else "neither")
         bar.set_label(f"cortical {axis} − mean (µm)")
         bar.outline.set_visible(False)
     return path

@@ -17,9 +17,11 @@ from viv1t.plot.style import (
     RECORDED,
     Array,
     drawing,
+    limit_values,
     mouse_colors,
     pearson,
     per_mouse,
+    robust_range,
     same_neurons,
     short_name,
     some_mice,
@@ -89,7 +91,9 @@ def response_traces(
             name = f"neuron {neuron}" if names is None else names[row]
             ax.set_title(f"{name}   r = {r:.2f}" if np.isfinite(r) else name, fontsize=8.5, pad=2)
             ax.margins(x=0)
-            ax.set_ylim(bottom=min(0.0, _lowest(recorded[neuron], predicted[neuron])))
+            limit_values(ax, time, recorded[neuron], *(array[neuron] for array in series.values()))
+            if _lowest(recorded[neuron], *(array[neuron] for array in series.values())) >= 0:
+                ax.set_ylim(bottom=0)
             ax.locator_params(axis="y", nbins=3)
             if row < len(neurons) - 1:
                 ax.spines["bottom"].set_visible(False)
@@ -180,10 +184,18 @@ def correlation_by_neuron(
                     place[shown, 0], place[shown, 1], c=r[shown], s=_dot(len(shown)), cmap=scale.cmap, norm=scale.norm,
                     linewidths=0, rasterized=len(shown) > DENSE,
                 )  # fmt: skip
-                ax.set_title(f"depth {_range(place[layer, 2])} µm")
                 ax.set_aspect("equal")
                 ax.set_xlim(_around(place[:, 0]))
                 ax.set_ylim(_around(place[:, 1]))
+                inside = np.all(
+                    [
+                        (a <= place[layer, i]) & (place[layer, i] <= b)
+                        for i, (a, b) in enumerate((ax.get_xlim(), ax.get_ylim()))
+                    ],
+                    axis=0,
+                )
+                beyond = f", {(~inside).sum()} beyond" if not inside.all() else ""
+                ax.set_title(f"depth {_range(place[layer, 2])} µm{beyond}")
                 ax.locator_params(nbins=4)
                 ax.tick_params(labelleft=ax is row[1])
             row[1].set_ylabel("cortical y (µm)")
@@ -218,8 +230,9 @@ def _range(values: Array) -> str:
 
 
 def _around(values: Array) -> tuple[float, float]:
-    margin = 0.04 * float(np.ptp(values)) or 1.0
-    return float(values.min()) - margin, float(values.max()) + margin
+    low, high = robust_range(values)
+    margin = 0.04 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _dot(count: int) -> float:

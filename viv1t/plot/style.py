@@ -164,3 +164,43 @@ def pearson(a: Array, b: Array) -> float:
     if both.sum() < 2 or np.std(a[both]) == 0 or np.std(b[both]) == 0:
         return float("nan")
     return float(np.corrcoef(a[both], b[both])[0, 1])
+
+
+def robust_range(values: Array) -> tuple[float, float]:
+    """The lowest and highest of the finite values, but for a few far away from all others: at most one in 150.
+
+    Far away is more than three times as far from the median as the farthest of the others. (0, 1) where nothing is
+    finite.
+    """
+    known = np.sort(values[np.isfinite(values)], axis=None)
+    if not known.size:
+        return 0.0, 1.0
+    few = max(1, known.size // 150)
+    middle = float(known[known.size // 2])
+    low, high = float(known[0]), float(known[-1])
+    if known.size > 2 * few + 1:
+        below, above = middle - float(known[few]), float(known[-1 - few]) - middle
+        low = float(known[known >= middle - 3 * below][0]) if below else low
+        high = float(known[known <= middle + 3 * above][-1]) if above else high
+    return low, high
+
+
+def limit_values(ax: Axes, x: Array, *series: Array) -> None:
+    """Sets the axis of values to the `robust_range` of curves over `x`, and writes down the peaks that leave it."""
+    low, high = robust_range(np.concatenate(series))
+    margin = 0.06 * (high - low) or 0.5
+    bottom, top = low - margin, high + margin
+    ax.set_ylim(bottom, top)
+    every = np.stack(series)
+    for above in (True, False):
+        peak = every[np.isfinite(every)].max(initial=top) if above else every[np.isfinite(every)].min(initial=bottom)
+        if bottom <= peak <= top:
+            continue
+        at = int(np.argwhere(every == peak)[0, 1])
+        late = at > 0.8 * len(x)
+        ax.annotate(
+            f"{'▲' if above else '▼'} {peak:.3g}", (x[at], top if above else bottom),
+            xytext=(-4 if late else 4, -1 if above else 1), textcoords="offset points",
+            va="top" if above else "bottom", ha="right" if late else "left", fontsize=7, color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+        )  # fmt: skip

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from viv1t.errors import DataError
-from viv1t.plot.style import GRID, INK, MUTED, PREDICTED, RECORDED, Array, drawing, mouse_colors, short_name
+from viv1t.plot.style import (
+    GRID,
+    INK,
+    MUTED,
+    PREDICTED,
+    RECORDED,
+    Array,
+    drawing,
+    limit_values,
+    mouse_colors,
+    short_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,13 +84,9 @@ def learning_curves(
         ax = left.subplots()
         _correlations(ax, epoch, columns, mice, marker)
         if ceiling is not None:
-            ax.axhline(ceiling, color=INK, linewidth=1, linestyle=(0, (5, 3)))
-            ax.annotate(
-                f"ceiling {ceiling:.3f}", (1, ceiling), xycoords=ax.get_yaxis_transform(), xytext=(-2, 3),
-                textcoords="offset points", ha="right", fontsize=8,
-            )  # fmt: skip
+            ax.axhline(ceiling, color=INK, linewidth=1, linestyle=(0, (5, 3)), label=f"ceiling {ceiling:.3f}")
         if len(mice) > 1 or ceiling is not None:
-            ax.legend(loc="lower right", ncols=1 + len(mice) // 6)
+            left.legend(loc="outside lower center", ncols=4)
         panels = right.subplots(3, 1, sharex=True)
         for panel, column, title, color in zip(
             panels,
@@ -92,7 +99,8 @@ def learning_curves(
             panel.plot(epoch, columns[column], color=color, marker=marker, markersize=3, drawstyle=style)
             panel.set_title(title)
             panel.grid(axis="y", color=GRID)
-            panel.margins(y=0.12)
+            if column != "learning_rate":
+                limit_values(panel, epoch, columns[column])
             panel.ticklabel_format(axis="y", scilimits=(-3, 4))
         panels[2].set_ylim(bottom=0)
         panels[2].set_xlabel("epoch")
