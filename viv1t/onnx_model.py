@@ -12,6 +12,8 @@
     transform           JSON, what is done to recorded values before the model sees them (`mode`, `center_crop`), and
                         whether the graph does it itself (`in_graph`) or the caller has to
     transform_arrays    base64 of a NumPy .npz file with the arrays of `InputTransform`; empty where not known
+    medians             JSON, of `behavior` and `pupil_center` as recorded, two numbers each; empty where not known
+    levels              JSON, [smallest, largest] value of the recorded movies; empty where not known
     core                of a readout: name of the core's file beside it
     precision           fp32, fp16 or int8
     runs, versions      JSON, where it comes from
@@ -113,6 +115,10 @@ class OnnxModel:
         frame_rate: in Hz.
         frame_size: (H, W) in pixels.
         transform: what is to be done to recorded values before they are given; None where the statistics are not known.
+        recorded_transform: what is done to recorded values in all, in the graph or before; None as above.
+        transform_mode: the name of that, as in `viv1t.data.transform`.
+        medians: (2,) float32 of `behavior` and `pupil_center` as recorded, where known.
+        levels: smallest and largest value of the recorded movies; None where not known.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not one of this program.
@@ -143,11 +149,15 @@ class OnnxModel:
         height, width = json.loads(m["frame_size"])
         self.frame_size: tuple[int, int] = int(height), int(width)
         self.fewest_frames, self.most_frames = json.loads(m["frames"])
-        self.transform: InputTransform | None = None
-        if json.loads(m["transform"])["in_graph"]:
-            self.transform = InputTransform({})
-        elif m["transform_arrays"]:
-            self.transform = InputTransform.from_text(m["transform_arrays"])
+        how = json.loads(m["transform"])
+        self.transform_mode = str(how["mode"])
+        known = InputTransform.from_text(m["transform_arrays"]) if m["transform_arrays"] else None
+        self.recorded_transform: InputTransform | None = known
+        self.transform: InputTransform | None = InputTransform({}) if how["in_graph"] else known
+        medians = json.loads(m.get("medians") or "{}")
+        self.medians = {name: np.array(values, np.float32).reshape(2) for name, values in medians.items()}
+        levels = json.loads(m.get("levels") or "null")
+        self.levels: tuple[float, float] | None = None if levels is None else (float(levels[0]), float(levels[1]))
 
     def __call__(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
         """Predicted responses of the last t frames.

@@ -9,17 +9,27 @@ from torch import Tensor
 
 from viv1t.model.twin import ViV1T
 from viv1t.subject import Subject, SubjectModel, fitting, predict_together
+from viv1t.windows import Windows
+
+
+def movie_windows(
+    models: Sequence[ViV1T],
+    subjects: Mapping[str, Subject],
+    frames: int,
+    window: int | None = None,
+    passes: int | None = None,
+) -> Windows:
+    """The windows in which the mice see a movie of T `frames`; see `viv1t.subject.fitting`."""
+    return fitting({id: SubjectModel(models, subject) for id, subject in subjects.items()}, frames, window, passes)
 
 
 def predict_movie(
     models: Sequence[ViV1T],
     subjects: Mapping[str, Subject],
     stimulus: Iterable[Tensor],
-    frames: int,
+    windows: Windows,
     states: Mapping[str, np.ndarray] | None = None,
     units: str = "scaled",
-    window: int | None = None,
-    passes: int | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The mean prediction of `models` for a film, mouse by mouse and piece by piece; memory is that of a window.
 
@@ -30,20 +40,18 @@ def predict_movie(
         models: in evaluation mode, made for the mice.
         subjects: the mice that are predicted, by id.
         stimulus: (n, H, W) grey levels of 0 to 255, in order.
-        frames: T, of all pieces together.
+        windows: as `movie_windows` gives them.
         states: raw `behavior` and `pupil_center`, (2,) or (2, T); the recording's medians where missing.
         units: `scaled`: as the model was trained, responses divided by their standard deviation; `recorded`: those of
             the recording.
-        window, passes: as for `fitting`.
 
     Yields:
         mouse and (N, n) float32, the frames that follow those given before, together T; NaN before the core's reach.
 
     Raises:
         ConfigError: a model does not predict every frame, or the recordings do not hold grey levels.
-        DataError: the movie is too short, states do not fit it, or a prediction is not finite.
+        DataError: the movie is of another length, states do not fit it, or a prediction is not finite.
     """
     mice = {id: SubjectModel(models, subject, units) for id, subject in subjects.items()}
     scales = {id: subject.film_scale() for id, subject in subjects.items()}
-    given = dict.fromkeys(mice, states or {})
-    yield from predict_together(mice, stimulus, given, fitting(mice, frames, window, passes), scales=scales)
+    yield from predict_together(mice, stimulus, dict.fromkeys(mice, states or {}), windows, scales=scales)

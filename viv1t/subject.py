@@ -21,9 +21,6 @@ from viv1t.train.validate import check_every_frame, ensemble_prediction
 from viv1t.types import MAX_FRAMES, Batch, Mouse
 from viv1t.windows import Joint, Windows
 
-# Of models that know where in a window a frame lies: how many times as many windows as the fewest. See `fitting`.
-PASSES = 2
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -85,12 +82,17 @@ class SubjectModel:
         trained: frames of a window that the models, if they know where in it a frame lies, were trained on.
 
     Raises:
-        ConfigError: a model does not predict every frame.
+        ConfigError: a model does not predict every frame, or the deviations for recorded units are not known.
     """
 
     def __init__(self, models: Sequence[ViV1T], subject: Subject, units: str = "scaled") -> None:
         for model in models:
             check_every_frame(model.config)
+        if units == "recorded" and subject.transform.affine and "response" not in subject.transform.affine:
+            raise ConfigError(
+                f"mouse {subject.mouse.id}: --units recorded needs the responses' deviations, which an exported file "
+                "does not hold: give the recordings with --data, or --statistics that viv1t-data statistics wrote"
+            )
         self.models, self.subject, self.units = models, subject, units
         self.mouse = subject.mouse
         self.longest = known_frames(subject.transform)
@@ -178,15 +180,15 @@ def fitting(
 ) -> Windows:
     """The windows in which the models predict a movie well.
 
-    What is not longer than the longest window is one window, predicted like a trial. Models with learned or sinusoidal
-    positions in time know those that they were trained on: the first `--crop_frame`. Windows reach no further, and lie
-    twice as densely as they need to, so that hardly anything is left of their rhythm.
+    What is not longer than the longest window is one window, predicted like a trial. Models with positions in time know
+    those that they were trained on, the first `--crop_frame`; later ones are noise to them, which longer windows would
+    repeat as their rhythm. So windows reach no further.
 
     Args:
         mice: the models of the mice that see it.
         frames: T.
         window: frames of a window of a movie that needs several.
-        passes: how many times as many windows as the fewest.
+        passes: how many times as many windows as the fewest; default 1.
 
     Raises:
         ConfigError: `window` is longer than the models know.
@@ -202,8 +204,7 @@ def fitting(
     long = window or longest
     if window is None and trained < longest and Windows.fit(trained, unpredicted):
         long = trained
-    placed = any(knows_places(each) for model in mice.values() for each in model.models)
-    return Windows.of(frames, long, unpredicted, passes or (PASSES if placed else 1))
+    return Windows.of(frames, long, unpredicted, passes or 1)
 
 
 def predict_together(

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,16 +16,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from small_videos import moving_pattern, write_video
 
+import viv1t
+from viv1t.cli.data import main as data_main
 from viv1t.cli.predict import main
 from viv1t.data.loader import Recordings
+from viv1t.data.movie import Movie
+from viv1t.data.session import Session
 from viv1t.errors import ConfigError, DataError
 from viv1t.model.twin import ViV1T
 from viv1t.plot.movie import MovieSummary, movie_responses, raster
-from viv1t.predict_movie import predict_movie
+from viv1t.predict_movie import movie_windows, predict_movie
 from viv1t.subject import Subject, SubjectModel, fitting, known_frames, state_of
 from viv1t.train.ensemble import open_ensemble
+from viv1t.train.run_folder import RunFolder
+from viv1t.types import SENSORIUM_SESSIONS
 from viv1t.windows import Joint, Windows, rhythm
 
 SIZE = (36, 64)
@@ -41,9 +49,13 @@ def subjects(recordings: Recordings) -> dict[str, Subject]:
 
 def joined(models: list[ViV1T], recordings: Recordings, movie: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
     """In the longest and fewest windows, if not told otherwise."""
-    options = {"window": known(recordings), "passes": 1} | options
+    shown = {"window": known(recordings), "passes": 1} | {
+        k: options.pop(k) for k in ("window", "passes") & options.keys()
+    }
+    mice = subjects(recordings)
+    windows = movie_windows(models, mice, len(movie), **shown)
     parts: dict[str, list[np.ndarray]] = {}
-    for mouse, part in predict_movie(models, subjects(recordings), pieces(movie), len(movie), **options):
+    for mouse, part in predict_movie(models, mice, pieces(movie), windows, **options):
         parts.setdefault(mouse, []).append(part)
     return {mouse: np.concatenate(p, axis=1) for mouse, p in parts.items()}
 
@@ -216,7 +228,7 @@ def test_long_films_are_shown_in_windows_that_the_positions_in_time_were_trained
     assert models[0].core.most_frames == 300
     longest = known(recordings)
     assert (fitting(mice, longest).length, fitting(mice, longest).passes) == (longest, 1)  # like a trial
-    assert (fitting(mice, longest + 1).length, fitting(mice, longest + 1).passes) == (40, 2)  # --crop_frame
+    assert (fitting(mice, longest + 1).length, fitting(mice, longest + 1).passes) == (40, 1)  # --crop_frame
     assert fitting(mice, 500, passes=1) == Windows.of(500, 40, 4)
     assert fitting(mice, 500, window=60, passes=3) == Windows.of(500, 60, 4, 3)
     with pytest.raises(ConfigError, match=f"windows of 301 frames are longer than the model .* know: {longest}"):
@@ -253,7 +265,7 @@ def test_films_are_refused_where_recordings_hold_no_grey_levels(
     subject = dataclasses.replace(Subject.of(opened[1], "F"), levels=levels)
     reason = "mouse F: a film has grey levels of 0 to 255, but the recorded movies have values from"
     with pytest.raises(ConfigError, match=reason):
-        next(predict_movie(opened[0], {"F": subject}, pieces(moving_pattern(60, *SIZE)), 60))
+        next(predict_movie(opened[0], {"F": subject}, pieces(moving_pattern(60, *SIZE)), Windows.of(60, 70, 4)))
 
 
 def test_medians_stand_in_for_behaviour_and_gaze(opened: tuple[list[ViV1T], Recordings]) -> None:
@@ -295,8 +307,9 @@ def test_states_that_do_not_fit_are_refused() -> None:
 def test_a_movie_of_another_length_than_said_is_refused(opened: tuple[list[ViV1T], Recordings]) -> None:
     models, recordings = opened
     for said in (59, 61):
+        windows = movie_windows(models, subjects(recordings), said)
         with pytest.raises(DataError, match=r"the movie (ended after 60 frames of 61|has more than the 59 frames)"):
-            for _ in predict_movie(models, subjects(recordings), pieces(moving_pattern(60, *SIZE)), said):
+            for _ in predict_movie(models, subjects(recordings), pieces(moving_pattern(60, *SIZE)), windows):
                 pass
 
 
@@ -420,11 +433,145 @@ def test_memory_does_not_grow_with_the_movie(opened: tuple[list[ViV1T], Recordin
             yield torch.zeros(10, *SIZE)
 
     given = 0
-    for mouse, part in predict_movie(models, subjects(recordings), movie(), 1000):
+    windows = movie_windows(models, subjects(recordings), 1000)
+    for mouse, part in predict_movie(models, subjects(recordings), movie(), windows):
         if mouse == "F":
             given += part.shape[1]
             assert asked - given <= 70 + 10
     assert given == 1000
+
+
+# -- without recordings ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "film.mp4", moving_pattern(90, *SIZE))
+
+
+def elsewhere(run: Path, to: Path, *, published: bool = False) -> Path:
+    """A copy of a run whose recordings are not there; of a published one, which keeps nothing of them."""
+    shutil.copytree(run, to)
+    args = yaml.safe_load((to / "args.yaml").read_text())
+    (to / "args.yaml").write_text(yaml.safe_dump(args | {"data": str(to / "gone")}))
+    if published:
+        (to / "recordings.safetensors").unlink()
+    return to
+
+
+def responses(out: Path) -> dict[str, np.ndarray]:
+    return {str(p.relative_to(out)): np.load(p) for p in sorted(out.rglob("*.npy"))}
+
+
+def same(found: Path, expected: Path) -> None:
+    one, other = responses(found), responses(expected)
+    assert one.keys() == other.keys()
+    assert one
+    for name, array in one.items():
+        assert np.allclose(array, other[name], rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_a_run_and_a_movie_are_enough(
+    run: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for units in ("scaled", "recorded"):
+        common = ("--movie", film, "--units", units, "--quiet", "--out")
+        data = yaml.safe_load((run / "args.yaml").read_text())["data"]
+        predicted(capsys, run, "--data", data, *common, tmp_path / units)
+        moved = elsewhere(run, tmp_path / f"moved-{units}")
+        predicted(capsys, moved, *common, tmp_path / f"moved-{units}-out")
+        same(tmp_path / f"moved-{units}-out", tmp_path / units)
+
+
+def test_a_published_run_says_what_it_lacks_and_takes_it_from_a_file(
+    run: Path, mice: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = elsewhere(run, tmp_path / "published", published=True)
+    common = ("--movie", film, "--quiet", "--out")
+    assert main([str(word) for word in (published, *common, tmp_path / "none")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for word in ("published", "gone is not there", "--data DIR", "--statistics FILE", "viv1t-data statistics DIR FILE"):
+        assert word in error
+    assert not (tmp_path / "none").exists()
+
+    known = tmp_path / "known.safetensors"
+    assert data_main(["statistics", str(mice), str(known), "--quiet"]) == 0
+    assert "A, F, G" in capsys.readouterr().out
+    predicted(capsys, run, *common, tmp_path / "direct", "--data", mice)
+    predicted(capsys, published, *common, tmp_path / "out", "--statistics", known)
+    same(tmp_path / "out", tmp_path / "direct")
+
+    # Of one mouse, from a folder or a file that has no other.
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / SENSORIUM_SESSIONS["G"]).symlink_to(mice / SENSORIUM_SESSIONS["G"])
+    for index, words in enumerate((["--data", one], ["--statistics", tmp_path / "g.safetensors"])):
+        if index:
+            assert data_main(["statistics", str(mice), words[1].__fspath__(), "--mouse_ids", "G", "--quiet"]) == 0
+        predicted(capsys, published, "--mouse_ids", "G", *words, *common, tmp_path / f"g{index}")
+        found = responses(tmp_path / f"g{index}")
+        assert list(found) == [f"{SENSORIUM_SESSIONS['G']}/film.npy"]
+    for file, reason in ((words[1], "nothing of mouse F: they know G"), (tmp_path / "no", "no such file or folder")):
+        assert main([str(w) for w in (published, *common, tmp_path / "x", "--statistics", file)]) == 1
+        assert reason in capsys.readouterr().err
+
+
+def test_an_exported_file_serves_as_statistics(
+    run: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    from viv1t.cli.export import main as export
+
+    assert export([str(run), "--output_dir", str(tmp_path / "exported"), "--mouse_ids", "F", "--transforms"]) == 0
+    capsys.readouterr()
+    published = elsewhere(run, tmp_path / "published", published=True)
+    common = ("--movie", film, "--mouse_ids", "F", "--quiet", "--out")
+    predicted(capsys, run, *common, tmp_path / "direct")
+    file = ("--statistics", tmp_path / "exported" / "F.onnx")
+    predicted(capsys, published, *common, tmp_path / "out", *file)
+    same(tmp_path / "out", tmp_path / "direct")
+    assert main([str(w) for w in (published, *common, tmp_path / "x", *file, "--units", "recorded")]) == 2
+    assert "--units recorded needs the responses' deviations" in capsys.readouterr().err
+
+
+def test_the_published_metadata_folder_serves_as_statistics(
+    run: Path, mice: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = elsewhere(run, tmp_path / "published", published=True)
+    args = yaml.safe_load((published / "args.yaml").read_text())
+    session = Session.open(mice / SENSORIUM_SESSIONS["F"])
+    recorded = {
+        v: np.concatenate([session.read(v, t)[..., : session.duration(t)] for t in session.trials("train")], -1)
+        for v in ("video", "response", "behavior", "pupil_center")
+    }
+    folder = tmp_path / "metadata"
+    for variable, values in recorded.items():
+        place = folder / "statistics" / "mouseF" / variable
+        place.mkdir(parents=True)
+        axis = None if variable == "video" else -1
+        for name in ("min", "max", "median", "mean", "std"):
+            np.save(place / f"{name}.npy", getattr(np, name)(values, axis=axis))
+    (folder / "neuron_coordinates").mkdir()
+    np.save(folder / "neuron_coordinates" / "mouseF.npy", session.mouse.coordinates)
+    common = ("--movie", film, "--mouse_ids", "F", "--quiet", "--statistics", folder, "--out")
+    assert main([str(w) for w in (published, *common, tmp_path / "x")]) == 2  # the run's are of each frame
+    assert "has no statistics of each frame, which the run's --transform_mode needs" in capsys.readouterr().err
+    (published / "args.yaml").write_text(yaml.safe_dump(args | {"transform_mode": 3, "response_scale": "neuron"}))
+    predicted(capsys, published, *common, tmp_path / "out", "--units", "recorded")
+    (found,) = responses(tmp_path / "out").values()
+    # By hand: standardised by the folder's numbers, medians for behaviour and gaze.
+    movie = torch.cat(list(Movie(film, SIZE).chunks()))
+    v, b, p = (recorded[name] for name in ("video", "behavior", "pupil_center"))
+    model = viv1t.load_model(published)
+    state = [np.median(b, -1) / b.std(-1), (np.median(p, -1) - p.mean(-1)) / p.std(-1)]
+    states = [torch.tensor(s, dtype=torch.float32)[None, :, None].expand(1, 2, 90) for s in state]
+    with torch.no_grad():
+        expected = model(((movie - v.mean()) / v.std())[None, None].float(), "F", *states)[0].numpy()
+    deviation = recorded["response"].std(-1)
+    expected = expected * np.maximum(deviation, 0.01 * deviation.mean())[:, None]
+    first = fitting({"F": SubjectModel([model], Subject.of(Recordings.open(RunFolder(run).config().data, 1), "F"))}, 90)
+    assert np.allclose(found[:, 4 : first.skipped], expected[:, : first.skipped - 4], rtol=1e-3, atol=1e-3)
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from viv1t.cli.options import Parser, run_main
 from viv1t.data import synthetic
 from viv1t.data.check import check_folder
 from viv1t.data.finding import Finding
-from viv1t.data.info import format_table, session_info
+from viv1t.data.info import format_table, session_info, sessions_in
+from viv1t.data.metadata import write_statistics
 from viv1t.data.pack import pack
 from viv1t.data.store import video_file
 from viv1t.data.survey import recordings_in
@@ -204,6 +205,34 @@ def run_verify(args: argparse.Namespace) -> int:
     return _print_findings(args.folder, verify(args.folder, show_progress=not args.quiet))
 
 
+def add_statistics(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "statistics",
+        help="write what predictions need to know of recordings",
+        description="Writes statistics, median behaviour and gaze, neuron ids and positions of recordings into a file, "
+        "which stands in for the recordings where viv1t-predict --statistics predicts movies. Runs of this engine keep "
+        "all this themselves; published ones do not.",
+    )
+    parser.add_argument("data", type=Path, help="folder of the sessions, or one session")
+    parser.add_argument("out", type=Path, metavar="FILE", help="file to write, FILE.safetensors")
+    parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="these mice only")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run_statistics)
+
+
+def run_statistics(args: argparse.Namespace) -> int:
+    if not args.quiet:  # statistics log how far they are
+        logging.getLogger("viv1t").setLevel(logging.INFO)
+    if args.out.is_dir() or args.out.suffix != ".safetensors":
+        raise ConfigError(f"{args.out}: give the name of a file to write, that ends in .safetensors")
+    found = sessions_in(args.data)
+    if unknown := [mouse for mouse in args.mouse_ids or () if mouse not in found]:
+        raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in {args.data}, which has {', '.join(found)}")
+    mice = write_statistics(args.out, {mouse: found[mouse] for mouse in args.mouse_ids or found})
+    print(f"{args.out}: mice {', '.join(mice)}, {args.out.stat().st_size / 2**20:,.1f} MiB")
+    return 0
+
+
 def build_parser() -> Parser:
     parser = Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -212,6 +241,7 @@ def build_parser() -> Parser:
     add_info(commands)
     add_pack(commands)
     add_verify(commands)
+    add_statistics(commands)
     return parser
 
 

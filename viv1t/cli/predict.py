@@ -16,9 +16,16 @@ from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 if TYPE_CHECKING:
     from viv1t.prediction import TrialPrediction
 
-_MOVIE_ONLY = ("fit", "behavior", "pupil_center", "plot", "decoder")
+_MOVIE_ONLY = ("statistics", "fit", "behavior", "pupil_center", "plot", "decoder", "window", "passes")
 
 # What predicts is imported where it is used: each way needs other packages.
+
+
+def positive(word: str) -> int:
+    """A whole number above 0."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {word}")
+    return int(word)
 
 
 def _parser() -> Parser:
@@ -54,6 +61,11 @@ def _parser() -> Parser:
     )  # fmt: skip
     movie = parser.add_argument_group("responses to a video file")
     movie.add_argument("--movie", metavar="FILE", help="video to predict responses to, instead of recorded trials")
+    movie.add_argument(
+        "--statistics", nargs="+", metavar="FILE",
+        help="what is known of the recordings, in their place: written by viv1t-data statistics or viv1t-export "
+        "(.onnx), or the authors' published metadata folder (default what the run keeps, else the recordings)",
+    )  # fmt: skip
     movie.add_argument("--fit", metavar="crop|pad|stretch", help="how it gets the model's proportions (default crop)")
     for name, what in (("behavior", "pupil dilation and running speed"), ("pupil_center", "gaze")):
         words = f"{what} as recorded, .npy of (2,) or (2, T) numbers (default the training median)"
@@ -61,6 +73,16 @@ def _parser() -> Parser:
     movie.add_argument(
         "--plot", nargs="?", const="", metavar="FILE",
         help="draw responses beside the movie (default OUTPUT_DIR/MOVIE.png)",
+    )  # fmt: skip
+    movie.add_argument(
+        "--window", type=positive, metavar="N",
+        help="frames of a window, where a movie is longer than 300 (default 300; --crop_frame of the run where the "
+        "model has positions in time, of which it knows no more)",
+    )  # fmt: skip
+    movie.add_argument(
+        "--passes", type=positive, metavar="N",
+        help="how many times as many windows as the fewest, at as many times the cost; their rhythm shows less in the "
+        "responses (default 1)",
     )  # fmt: skip
     movie.add_argument("--decoder", metavar="dali|pyav", help="what decodes it (default DALI on a GPU, else PyAV)")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")

@@ -138,6 +138,17 @@ class Transform:
         if center_crop < 1:
             self.center = CenterCrop.of(frame_size, center_crop)
 
+    @classmethod
+    def of(
+        cls, mouse_id: str, affine: Mapping[str, Affine], center_crop: float, frame_size: tuple[int, int]
+    ) -> Transform:
+        """A transform whose parts are known: what is subtracted and multiplied, and the share of the frame kept."""
+        known = cls(mouse_id, "none", None, 1, frame_size)
+        known.affine, known._max_frames = affine, MAX_FRAMES if affine else None
+        if center_crop < 1 and affine:
+            known.center = CenterCrop.of(frame_size, center_crop)
+        return known
+
     def without_center_crop(self) -> Transform:
         """The same but for the center crop."""
         other = copy(self)

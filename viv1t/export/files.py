@@ -226,7 +226,10 @@ class _Job:
         most = MAX_FRAMES if data.transform != "none" or any(m.core.most_frames for m in self.models) else None
         if transform is not None and transform.frames is not None:
             most = min(transform.frames, most or transform.frames)
-        mouse = self.recordings.mice[mouse_id] if self.recordings is not None and mouse_id else None
+        mouse, medians, levels = None, {}, None
+        if self.recordings is not None and mouse_id:
+            mouse = self.recordings.mice[mouse_id]
+            medians, levels = self.recordings.recorded(mouse_id).medians, self.recordings.movie_levels(mouse_id)
         versions = {
             "viv1t": viv1t.__version__, "torch": torch.__version__, "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "python": platform.python_version(),
@@ -246,6 +249,8 @@ class _Job:
             "frames": json.dumps([self.fewest, most]),
             "transform": json.dumps(how),
             "transform_arrays": transform.to_text() if transform else "",
+            "medians": json.dumps({name: values.tolist() for name, values in medians.items()}) if medians else "",
+            "levels": json.dumps(levels) if levels else "",
             "runs": json.dumps([str(folder.path) for folder in self.folders]),
             "versions": json.dumps(versions),
         }
