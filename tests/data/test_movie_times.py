@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_videos import av, moving_pattern, write_video
 
 from viv1t.data import dali
@@ -205,7 +207,8 @@ def test_trials_are_trimmed_by_their_edit_list(tmp_path: Path) -> None:
     path = with_edit_list(write_video(tmp_path / "0.mp4", luma), [(700, 5 * FRAME, 1)])
     assert array_header(path).shape == (*SIZE, 21)
     assert np.array_equal(np.moveaxis(read_array(path), -1, 0), luma[5:26])
-    assert "edit list" in dali.obstacle(probe(path), __import__("torch").device("cpu")) or dali.missing("cpu")
+    obstacle = dali.obstacle(probe(path), torch.device("cpu"))
+    assert obstacle == (dali.missing("cpu") or "the video is cut by an edit list")
 
 
 def test_a_trim_within_a_long_still_keeps_its_time() -> None:
@@ -285,6 +288,43 @@ def test_time_stamps_that_go_back_are_not_believed(tmp_path: Path) -> None:
     info = dataclasses.replace(probe(path), start=0.0)
     with pytest.raises(DataError, match=r"film\.avi: time stamps are damaged: they go back after 0\.\d+ s; convert"):
         list(decode(info))
+
+
+# -- pixels that phones, cameras and editors write ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "codec", "pixel_format", "options", "rotation"),
+    [
+        ((35, 63), "ffv1", "yuva420p", {}, 0),  # alpha is left out
+        ((35, 63), "libvpx-vp9", "yuv420p", None, 90),
+        ((36, 64), "libx264", "yuv420p", {"qp": "0", "x264-params": "interlaced=1", "flags": "+ildct+ilme"}, 270),
+        ((35, 63), "ffv1", "yuv410p", {}, 0),
+    ],
+)
+def test_odd_sizes_alpha_fields_and_coarse_colour(
+    size: tuple[int, int],
+    codec: str,
+    pixel_format: str,
+    options: dict[str, str] | None,
+    rotation: int,
+    tmp_path: Path,
+) -> None:
+    luma = moving_pattern(4, *size)
+    container = "mp4" if rotation else "mkv"
+    path = write_video(tmp_path / f"0.{container}", luma, codec, options, pixel_format=pixel_format, rotation=rotation)
+    wanted = np.rot90(luma, rotation // 90, (1, 2))
+    assert np.array_equal(Movie(path, wanted.shape[1:]).read().numpy(), wanted)
+    assert np.array_equal(np.moveaxis(read_array(path), -1, 0), wanted)
+
+
+def test_a_pyav_that_cannot_be_loaded_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "film.mp4", moving_pattern(2, *SIZE))
+    (tmp_path / "av.py").write_text("raise ImportError('libx.so.1: cannot open shared object file', name='av._core')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "av")
+    with pytest.raises(DataError, match=r"cannot be loaded \(libx.so.1: .*\); pip install --force-reinstall 'viv1t\["):
+        probe(path)
 
 
 # -- names, lists of files, sizes --------------------------------------------------------------------------------------
