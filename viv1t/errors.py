@@ -1,6 +1,7 @@
 """Errors a user can cause. The command line prints them as one line, without a traceback."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -46,6 +47,13 @@ class WriteError(Viv1tError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def check_run_folders(folders: Iterable[str | Path]) -> None:
+    """Raises a CheckpointError for a path that is no run folder; quick, before anything that takes long is imported."""
+    for folder in folders:
+        if not (Path(folder) / "args.yaml").is_file():
+            raise CheckpointError(f"{folder} is not a run folder: it has no args.yaml")
 
 
 class Interrupted(KeyboardInterrupt):

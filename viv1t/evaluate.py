@@ -26,8 +26,8 @@ class View:
     """One way to compare predictions with responses, of which papers have several.
 
     Attributes:
-        frames: how many of the last frames of a 300-frame trial: 250 leaves out the first 50, as the challenge does,
-            249 one more.
+        frames: 300 less the first frames that are left out, of trials of any length: 250 leaves out the first 50, as
+            the challenge does, 249 one more.
         scale: responses are divided by their standard deviation over training trials, of each `frame` or of each
             `neuron`; None: as the model was trained. Of the latter the scores are those of unscaled responses: no score
             changes with a factor of a neuron's own.

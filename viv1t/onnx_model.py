@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 FORMAT = "viv1t-onnx-1"
+OPSET = 23  # of ONNX's operators, the newest
+PRECISIONS = ("fp32", "fp16", "int8")
 INSTALL = "install it with `pip install 'viv1t[onnx]'`"
 _FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile)
 

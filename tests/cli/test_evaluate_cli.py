@@ -115,7 +115,7 @@ def test_all_metrics_on_both_windows_and_scales(
             assert found["to_average"]["F"] == pytest.approx(average, abs=1e-5)
     values = {view: scores["validation"][view]["single_trial"]["F"] for view in views}
     assert len({round(value, 7) for value in values.values()}) == 4
-    assert "validation: the last 249 frames of a 300-frame trial, responses scaled by neuron" in out
+    assert "validation: without the first 51 frames of a trial, responses scaled by neuron" in out
     # Movies of the training tier are shown once.
     assert set(scores["train"][views[0]]) == {"single_trial", "per_trial"}
     assert "CCnorm leaves out" in out

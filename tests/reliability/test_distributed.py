@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tiny_runs import as_arguments, metrics, options, train
 
 from viv1t.errors import ConfigError
 from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.distributed import Ranks
+from viv1t.train.distributed import Ranks, started
 
 # Three mice for two processes, with noise of every kind, and clipping, which needs the norm over all mice.
 CHANGES: dict[str, Any] = {
@@ -170,3 +171,37 @@ def test_clearing_counts_at_the_first_start_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="--clear_output_dir with several machines"):
         Ranks(0, 2).may_clear()
+
+
+@pytest.mark.parametrize("names", [["WORLD_SIZE"], ["RANK"], ["WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_WORLD_SIZE"]])
+def test_empty_variables_of_a_launcher_are_none(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    for name in names:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "")
+    with started(torch.device("cpu")) as ranks:
+        assert (ranks.rank, ranks.size, ranks.first) == (0, 1, True)
+        assert ranks.may_clear()
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set: start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "but RANK not set: start"),
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1: start with torchrun, which sets both, or unset RANK"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', where a whole number is expected"),
+        ({"WORLD_SIZE": "0"}, "RANK is 0, but WORLD_SIZE is 0"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1', where a whole number is expected"),
+    ],
+    ids=str,
+)
+def test_half_set_variables_of_a_launcher_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(line)) as refusal, started(torch.device("cpu")):
+        pass
+    assert "\n" not in str(refusal.value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.errors import check_run_folders
 
 
 def _work(argv: Sequence[str] | None) -> int:
@@ -18,6 +18,10 @@ def _work(argv: Sequence[str] | None) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("out", metavar="OUT", help="new folder")
     args = parser.parse_args(argv)
+    check_run_folders([args.run])
+
+    from viv1t.train.run_folder import RunFolder, save_published
+
     print(f"written to {save_published(RunFolder(args.run), Path(args.out))}")
     return 0
 

@@ -7,14 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.cli.score_tables import NOTES, as_table, as_tables
-from viv1t.errors import DataError
-from viv1t.evaluate import VIEWS, as_mapping, evaluate, merged, read_evaluation
+from viv1t.errors import DataError, check_run_folders
 from viv1t.files import write_text
 from viv1t.safe_yaml import dump_yaml
-from viv1t.train.ensemble import open_ensemble
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import best_device
 from viv1t.types import OLD_MICE, TEST_TIERS, TIERS
 
 
@@ -33,14 +28,21 @@ def _work(argv: Sequence[str] | None) -> int:
     parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="score these mice only")
     parser.add_argument(
         "--all_metrics", "--all-metrics", action="store_true",
-        help="also per-trial correlation, CCnorm and FEVE, on windows of 249 and 250 frames, with responses scaled by "
-        "frame and by neuron",
+        help="also per-trial correlation, CCnorm and FEVE, without the first 50 and the first 51 frames of each "
+        "trial, with responses scaled by frame and by neuron",
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
     parser.add_argument(
         "--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs"
     )
     args = parser.parse_args(argv)
+    check_run_folders(args.runs)
+
+    from viv1t.cli.score_tables import NOTES, as_table, as_tables
+    from viv1t.evaluate import VIEWS, as_mapping, evaluate, merged, read_evaluation
+    from viv1t.train.ensemble import open_ensemble
+    from viv1t.train.run_folder import RunFolder
+    from viv1t.train.trainer import best_device
 
     runs = [RunFolder(run) for run in args.runs]
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.export.files import Settings, export_runs
-from viv1t.export.precision import PRECISIONS
-from viv1t.export.program import OPSET
+from viv1t.errors import check_run_folders
+from viv1t.onnx_model import OPSET, PRECISIONS
 
 
 def _work(argv: Sequence[str] | None) -> int:
@@ -42,6 +41,10 @@ def _work(argv: Sequence[str] | None) -> int:
         help=f"version of ONNX's operators, 18 to {OPSET}; lower ones also run in older releases (default {OPSET})",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    check_run_folders(args.runs)
+
+    from viv1t.export.files import Settings, export_runs
+
     settings = Settings(args.transforms, args.split, args.precision, args.opset)
     for file in export_runs(args.runs, Path(args.output_dir), settings, args.data, args.mouse_ids):
         print(f"written to {file.path} (differs from PyTorch by {file.error:.0e}, relative)", flush=True)

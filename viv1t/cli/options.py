@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import logging
 import os
 import signal
@@ -142,11 +143,16 @@ def read_config_file(path: str) -> Options:
 
 def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
+    _open_streams()
     console = logging.StreamHandler()
     console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[console])
     try:
-        status = work(argv)
+        try:
+            status = work(argv)
+        except SystemExit:  # of the parser: the help was printed, or a mistake named
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return status
     except Viv1tError as error:
@@ -159,11 +165,35 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
         print(f"\n{program}: interrupted", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
     except BrokenPipeError:
-        # Nobody reads any more; the interpreter would complain when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except OSError as error:
         name = f" {error.filename}:" if error.filename else ""
         what = advice(error, Path(os.fsdecode(error.filename or ".")))
         print(f"{program}: error:{name} {error.strerror or error}{what}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was the output that could not be written
+            _drop_output()
         return 1
+
+
+def _open_streams() -> None:
+    """Makes standard output and error usable: open, and able to show any name."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the command (`>&-`): the next file would be taken for it
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Lets go what is still to be printed: nobody reads it, and the interpreter would complain at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

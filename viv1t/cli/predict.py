@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.errors import ConfigError, DataError
+from viv1t.errors import ConfigError, DataError, check_run_folders
 from viv1t.progress import Progress
 from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 
@@ -95,6 +95,8 @@ def _work(argv: Sequence[str] | None) -> int:
     exported = [run.endswith(".onnx") for run in args.runs]
     if any(exported) and not all(exported):
         raise ConfigError("give run folders or exported files, not both")
+    if not any(exported):
+        check_run_folders(args.runs)
     if args.movie is not None:
         if any(exported):
             raise ConfigError("--movie needs run folders: exported files predict recorded trials")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from viv1t.evaluate import AS_TRAINED, METRICS, TierScores, mean_over_mice, mean_over_neurons, view_mapping
+from viv1t.types import MAX_FRAMES
 
 NOTES = """\
 single trial: all trials together; per trial: the mean over trials; to average: predictions and responses are averaged
@@ -52,7 +53,7 @@ def as_tables(tier: str, score: TierScores) -> str:
         if view == AS_TRAINED:
             continue
         lines = [
-            f"{tier}: the last {view.frames} frames of a 300-frame trial, responses scaled by {view.scale}",
+            f"{tier}: without the first {MAX_FRAMES - view.frames} frames of a trial, responses scaled by {view.scale}",
             f"{'mouse':<{width}}  single trial  per trial  to average  CCnorm (neurons)    FEVE (neurons)",
         ]
         lines += [row(mouse, [mean_over_neurons(scores, m) for m in METRICS]) for mouse, scores in by_mouse.items()]

@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
-from viv1t.data.loader import Recordings
-from viv1t.effects import check_effects, without_effect
-from viv1t.plot import learning_curves
-from viv1t.plot.run import draw_model
-from viv1t.train.distributed import started
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.run_log import RunLog
-from viv1t.train.trackers import Row, Tracker, check_trackers, trackers
-from viv1t.train.trainer import Trainer, best_device, check_trainable
-from viv1t.train.validate import Validation
-from viv1t.train.watch import Watch
+from viv1t.errors import missing_folder
+
+if TYPE_CHECKING:
+    from viv1t.train.trainer import Trainer
+    from viv1t.train.validate import Validation
 
 
 def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
-    check_trainable(config)
-    check_trackers(config)
-    check_effects(config)
-    folder = RunFolder(config.train.output_dir)
-    device = best_device(config.train.device)
-    with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
-        if config.train.clear_output_dir and not ranks.may_clear():
-            config = replace(config, train=replace(config.train, clear_output_dir=False))
-        for line in without_effect(config) if ranks.first else ():
-            logging.getLogger("viv1t.train").warning("%s", line)
-        with folder.locked() if ranks.first else nullcontext():
-            if ranks.first:
-                folder.check_start(config)
-            with ranks.in_turn():  # the first computes statistics and unpacks archives for all
-                recordings = Recordings.open(config.data, config.train.seed, ranks.rank, ranks.size, device)
-            with closing(recordings):
-                trainer = Trainer(config, recordings, folder, watch, ranks)
-                trainer.begin()
-                if not ranks.first:
-                    return trainer, trainer.fit()
-                log.open(folder.log)
-                with trackers(config, folder, trainer.epoch) as chosen:
-                    final = trainer.fit(_after_epoch(config, folder, chosen))
-                if config.train.save_plots:
-                    _draw_curves(config, folder)
-                    form, dpi = config.train.format, config.train.dpi
-                    draw_model(trainer.model.eval(), recordings, folder.plots, format=form, dpi=dpi)
-                return trainer, final
+    folder = Path(config.data.path)
+    if not folder.is_dir():
+        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
+    from viv1t.cli.training import run as trained  # not before the options are known to be good: PyTorch takes seconds
 
-
-def _after_epoch(config: RunConfig, folder: RunFolder, chosen: Sequence[Tracker]) -> Callable[[Row], None]:
-    """Draws and logs each epoch, as asked for."""
-
-    def after_epoch(row: Row) -> None:
-        if config.train.save_plots:
-            _draw_curves(config, folder)
-        for tracker in chosen:
-            tracker.log(row)
-
-    return after_epoch
-
-
-def _draw_curves(config: RunConfig, folder: RunFolder) -> None:
-    if folder.metrics.is_file():
-        folder.plots.mkdir(exist_ok=True)
-        learning_curves(
-            folder.metrics, folder.plots / f"learning_curves.{config.train.format}", dpi=config.train.dpi
-        )
+    return trained(config)
 
 
 def _work(argv: Sequence[str] | None) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-PRECISIONS = ("fp32", "fp16", "int8")
 # Fewer values are not worth a conversion.
 _SMALL = 1024
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
 from viv1t.onnx_model import INSTALL
+from viv1t.onnx_model import OPSET as OPSET
 
 if TYPE_CHECKING:
     import onnx_ir
 
 # The version of ONNX's operators that is written: the first with an operator for attention, of 2025.
-OPSET = 23
 # One file of Protocol Buffers holds at most 2 GiB.
 FILE_BYTES = 2_000_000_000
 

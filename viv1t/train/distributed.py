@@ -51,7 +51,7 @@ class Ranks:
                 "--clear_output_dir with several machines would delete the run whenever torchrun starts it anew: leave "
                 "the option out, and choose another --output_dir or delete the old one by hand"
             )
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0
+        return _variable("TORCHELASTIC_RESTART_COUNT", 0) == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` added up over processes; every process must ask."""
@@ -169,8 +169,41 @@ def _peers() -> Iterator[None]:
         ) from error
 
 
+def _variable(name: str, default: int) -> int:
+    """A launcher's variable; an empty one is as good as none."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise ConfigError(
+            f"the environment's {name} is {text!r}, where a whole number is expected: start with torchrun"
+        )
+    return int(text)
+
+
+def _processes() -> int:
+    """How many processes the launcher has started.
+
+    Raises:
+        ConfigError: its variables do not fit together.
+    """
+    size, rank = _variable("WORLD_SIZE", 1), _variable("RANK", 0)
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
+    if size > 1 and absent:
+        raise ConfigError(
+            f"the environment's WORLD_SIZE is {size}, but {' and '.join(absent)} not set: start with torchrun, which "
+            "sets all of them, or unset WORLD_SIZE to train in one process"
+        )
+    if not rank < size:
+        raise ConfigError(
+            f"the environment's RANK is {rank}, but WORLD_SIZE is {size}: start with torchrun, which sets both, or "
+            "unset RANK to train in one process"
+        )
+    return size
+
+
 def _machines() -> int:
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    return _variable("GROUP_WORLD_SIZE", 1)
 
 
 @contextmanager
@@ -181,21 +214,21 @@ def started(device: torch.device) -> Iterator[Ranks]:
         device: where tensors are exchanged; this process's own GPU.
 
     Raises:
-        ConfigError: torchrun's variables are there, but PyTorch cannot join.
+        ConfigError: torchrun's variables are there, but do not fit together, or PyTorch cannot join.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _processes()
     if size == 1:
         yield Ranks()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_variable("LOCAL_RANK", 0))
     try:
         store, rank, size = next(rendezvous("env://", timeout=JOINING))
         if _machines() == 1:
             # torchrun keeps its store over restarts, with the addresses of processes that are gone
             # (pytorch/pytorch#135712). Machines count restarts each for themselves: see the README for those.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            attempt = _variable("TORCHELASTIC_RESTART_COUNT", 0)
+            store = dist.PrefixStore(str(attempt), store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=JOINING)
         dist.distributed_c10d._set_pg_timeout(WAITING)

@@ -17,7 +17,7 @@ import torch
 from viv1t.config import RunConfig, VivitConfig
 from viv1t.data.recorded import Recorded
 from viv1t.effects import published_slips
-from viv1t.errors import CheckpointError, ConfigError
+from viv1t.errors import CheckpointError, ConfigError, check_run_folders
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.grid import is_torn
 from viv1t.files import replacing, write_text
@@ -157,8 +157,7 @@ class RunFolder:
         Raises:
             CheckpointError: it is missing or not a mapping.
         """
-        if not self.args.is_file():
-            raise CheckpointError(f"{self.path} is not a run folder: it has no args.yaml")
+        check_run_folders([self.path])
         try:
             args = read_yaml(self.args)
         except (OSError, ValueError) as error:
