@@ -13,7 +13,6 @@ from viv1t.data import synthetic
 from viv1t.data.check import check_folder
 from viv1t.data.finding import Finding
 from viv1t.data.info import format_table, session_info, sessions_in
-from viv1t.data.metadata import write_statistics
 from viv1t.data.pack import pack
 from viv1t.data.store import video_file
 from viv1t.data.survey import recordings_in
@@ -221,6 +220,8 @@ def add_statistics(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run_statistics(args: argparse.Namespace) -> int:
+    from viv1t.data.metadata import write_statistics  # brings PyTorch
+
     if not args.quiet:  # statistics log how far they are
         logging.getLogger("viv1t").setLevel(logging.INFO)
     if args.out.is_dir() or args.out.suffix != ".safetensors":
