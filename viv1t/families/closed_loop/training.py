@@ -1,0 +1,122 @@
+"""How models of 2025 are trained: parameter groups, optimizer, clipping and the order of a saved optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from viv1t.errors import ConfigError
+from viv1t.families.closed_loop.options import ClosedLoopConfig
+from viv1t.model.cores.vivit import Vivit
+from viv1t.model.twin import ViV1T
+from viv1t.optim.build import Part, adamw, schedule_free
+from viv1t.optim.clipping import GradientClipping
+from viv1t.optim.schedule_free import ScheduleFreeAdamW
+
+
+def parts(model: ViV1T, config: ClosedLoopConfig) -> list[Part]:
+    """The parameter groups, as published: core, shifters, readouts, activation."""
+    lr, decay = config.optimizer.lr, config.optimizer.weight_decay
+    if config.core_lr == 0:
+        model.freeze_core()
+    return [
+        Part("core", (model.core,), config.core_lr, config.core_weight_decay),
+        Part("shifters", (model.shifters,), lr, decay),
+        Part("readouts", (model.readouts,), lr, decay),
+        Part("activation", (model.outputs,), lr, decay),
+    ]
+
+
+def build_optimizer(model: ViV1T, config: ClosedLoopConfig) -> ScheduleFreeAdamW | torch.optim.AdamW:
+    """Schedule-free AdamW where asked for, else AdamW; a core with the learning rate 0 is frozen."""
+    options = config.optimizer
+    betas = (options.beta1, options.beta2)
+    if options.schedule_free:
+        return schedule_free(
+            parts(model, config), betas, options.eps, options.warmup_steps, options.r, options.weight_lr_power
+        )
+    return adamw(parts(model, config), betas, options.eps)
+
+
+def build_clipping(config: ClosedLoopConfig) -> GradientClipping:
+    """What is done to gradients before a step."""
+    return GradientClipping(config.optimizer.clip_grad)
+
+
+def published_order(model: ViV1T) -> list[nn.Parameter]:
+    """The parameters in the order in which a published `optimizer.pt` numbers them.
+
+    A module's own parameters come before its children's: positions, the patches' norm and projection, the tokens' norm;
+    registers; blocks, each norm, projection, both outputs, norms of queries and keys; shifters; readouts; activations.
+    """
+    ordered: list[nn.Parameter] = []
+
+    def add(*modules: nn.Module | nn.Parameter | None) -> None:
+        for module in modules:
+            if isinstance(module, nn.Parameter):
+                ordered.append(module)
+            elif module is not None:
+                ordered.extend(module.parameters())
+
+    core = model.core
+    if isinstance(core, Vivit):
+        tokenizer = core.tokenizer
+        add(*tokenizer.parameters(recurse=False))
+        add(getattr(tokenizer, "patch_norm", None), tokenizer.projection, tokenizer.norm)
+        add(core.spatial.registers, core.temporal.registers)
+        for transformer in (core.spatial, core.temporal):
+            for block in transformer.blocks:
+                add(block.norm, block.fused_linear, block.attention_out, block.ff_out, block.norm_q, block.norm_k)
+    else:
+        add(core)
+    add(model.shifters)
+    for readout in model.readouts.values():
+        own = dict(readout.named_parameters(recurse=False))
+        add(*(own[name] for name in ("mu", "sigma", "features", "bias") if name in own))
+        add(*readout.children())
+    add(model.outputs)
+    return ordered
+
+
+def load_published_optimizer(
+    model: ViV1T, optimizer: ScheduleFreeAdamW | torch.optim.AdamW, content: Any, where: str
+) -> None:
+    """Takes the state of a published `optimizer.pt`, which stands in the evaluation form.
+
+    Raises:
+        ConfigError: it belongs to another optimizer or model.
+    """
+    own = published_order(model)
+    names = ("z", "exp_avg_sq") if isinstance(optimizer, ScheduleFreeAdamW) else ("step", "exp_avg", "exp_avg_sq")
+    try:
+        groups = {group["name"]: group for group in content["param_groups"]}
+        state = {int(index): dict(entries) for index, entries in content["state"].items()}
+        counts = [len(group["params"]) for group in content["param_groups"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: not the state of an optimizer") from error
+    if [group["name"] for group in optimizer.param_groups] != list(groups) or sum(counts) != len(own):
+        raise ConfigError(f"{where}: belongs to a model of other parts: {', '.join(groups)}, {sum(counts)} tensors")
+    for index, entries in state.items():
+        parameter = own[index] if index < len(own) else None
+        if parameter is None or set(entries) != set(names) or any(
+            entries[n].shape != parameter.shape for n in names if n != "step"
+        ):  # fmt: skip
+            raise ConfigError(f"{where}: entry {index} is not that of this optimizer ({', '.join(names)})")
+        optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in entries.items()}
+    for group in optimizer.param_groups:
+        for key in ("k", "lr_max", "weight_sum", "scheduled_lr", "train_mode"):
+            if key in group:
+                group[key] = groups[group["name"]][key]
+
+
+def published_optimizer(model: ViV1T, optimizer: ScheduleFreeAdamW | torch.optim.AdamW) -> dict[str, Any]:
+    """The optimizer's state as published, `{state, param_groups}`, to be taken in the evaluation form."""
+    number = {id(p): i for i, p in enumerate(published_order(model))}
+    state = {number[id(p)]: {k: torch.as_tensor(v).cpu() for k, v in s.items()} for p, s in optimizer.state.items()}
+    groups = [
+        {k: v for k, v in group.items() if k != "params"} | {"params": sorted(number[id(p)] for p in group["params"])}
+        for group in optimizer.param_groups
+    ]
+    return {"state": dict(sorted(state.items())), "param_groups": groups}

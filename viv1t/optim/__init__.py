@@ -1,0 +1,1 @@
+"""Optimizers, their schedules, and what happens to gradients before a step."""
