@@ -121,8 +121,10 @@ def test_options_older_than_a_published_run() -> None:
 
 
 def test_published_runs_may_hold_options_of_other_components() -> None:
-    extra = {"core_num_layers": 4, "some_later_option": 1, "input_shapes": {}}
+    extra = {"core_num_layers": 4, "input_shapes": {}}
     assert RunConfig.from_published(BASE | extra) == RunConfig.from_published(BASE)
+    with pytest.raises(ConfigError, match="unknown option --some_later_option"):
+        RunConfig.from_published(BASE | extra | {"some_later_option": 1})
 
 
 def test_text_is_read_as_a_number() -> None:

@@ -562,7 +562,7 @@ SELECTORS: dict[str, Mapping[Any, Any]] = {
 }  # fmt: skip
 SELECTOR_DEFAULTS: Options = {"modulator_mode": 0, "critic_mode": 0, "output_mode": 0}
 # What published `args.yaml` files hold besides options: derived facts, not read back.
-DERIVED = ("input_shapes", "output_shapes", "max_frame", "trainable_params", "ds_sizes")
+DERIVED = ("input_shapes", "output_shapes", "max_frame", "trainable_params", "ds_sizes", "git_hash", "hostname")
 
 
 def component_classes(options: Mapping[str, Any]) -> list[type[_Checked]]:
@@ -644,8 +644,15 @@ class RunConfig:
 
     @classmethod
     def from_published(cls, options: Mapping[str, Any]) -> RunConfig:
-        """A configuration from the `args.yaml` of a published run, which may predate some options."""
+        """A configuration from the `args.yaml` of a published run, which may predate some options.
+
+        Raises:
+            ConfigError: as `from_options`; an option that is not known is never left out in silence.
+        """
         options = dict(options)
+        known = {*all_components(), *SELECTORS, "output_mode", *DERIVED}
+        if unknown := sorted(str(flag) for flag in options if flag not in known):
+            raise ConfigError(_surplus(unknown[0], options))
         if options.get("core") == "vivit":
             options.setdefault("core_parallel_attention", False)
             options.setdefault("core_norm_qk", False)

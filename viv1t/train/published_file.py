@@ -47,8 +47,12 @@ _SCALARS: list[Any] = [
 ]  # fmt: skip
 
 
-def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The `model` mapping of a published checkpoint and its numbers, read without running anything in it.
+def read_published(path: Path, wrapped: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's state in a published checkpoint and the numbers beside it, read without running anything in it.
+
+    Args:
+        path: the file.
+        wrapped: whether the state is the entry `model` of a mapping; else it is all there is.
 
     Raises:
         CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
@@ -59,14 +63,15 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = torch.load(checked, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise CheckpointError(f"{path}: not readable as a checkpoint of tensors ({_reason(error)})") from error
-    model = content.get("model") if isinstance(content, dict) else None
+    model = content if not wrapped else content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in model.items()):
-        raise CheckpointError(f"{path}: a mapping with an entry 'model' of named tensors was expected")
+        expected = "with an entry 'model' of named tensors" if wrapped else "of named tensors"
+        raise CheckpointError(f"{path}: a mapping {expected} was expected")
     for name, value in model.items():
         if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
             found = "no values" if value.is_meta else f"values on {value.device}, {value.layout}"
             raise CheckpointError(f"{path}: {name} holds {found}: save the model's state from the CPU, and in full")
-    numbers = {key: value for key, value in content.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in content.items() if wrapped and isinstance(value, int | float)}
     return {name: value.detach() for name, value in model.items()}, numbers
 
 

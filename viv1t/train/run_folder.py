@@ -14,14 +14,13 @@ from typing import IO, Any
 
 import torch
 
-from viv1t.config import RunConfig, VivitConfig
+from viv1t.config import RunConfig
 from viv1t.data.recorded import Recorded
-from viv1t.effects import published_slips
 from viv1t.errors import CheckpointError, ConfigError, check_run_folders
-from viv1t.families.sensorium2023.build import build_model
-from viv1t.families.sensorium2023.grid import is_torn
+from viv1t.families.family import Family
+from viv1t.families.known import FAMILIES, family_of
 from viv1t.files import replacing, write_text
-from viv1t.model.published import check_entries, from_published, to_published
+from viv1t.model.published import check_entries
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.safe_yaml import dump_yaml, read_yaml
 from viv1t.train.checkpoint import read_checkpoint
@@ -49,13 +48,18 @@ class RunFolder:
         self.best = self.path / "ckpt" / "best.safetensors"
         self.last = self.path / "ckpt" / "last.safetensors"
         self.previous = self.path / "ckpt" / "previous.safetensors"
-        self.published = self.path / "ckpt" / "model_state.pt"
         self.metrics = self.path / "metrics.csv"
         self.evaluation = self.path / "evaluation.yaml"
         self.log = self.path / "output.log"
         self.plots = self.path / "plots"
         self.failure = self.path / "failure"
         self.recordings = self.path / "recordings.safetensors"
+
+    @property
+    def published(self) -> Path | None:
+        """The checkpoint of a published run, of whatever family; None where there is none."""
+        found = [self.path / family.weights for family in FAMILIES.values() if (self.path / family.weights).is_file()]
+        return found[0] if found else None
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -82,7 +86,7 @@ class RunFolder:
             return
         if self.started:
             self._check_same(config)
-        elif self.published.is_file():
+        elif self.published is not None:
             raise ConfigError(
                 f"--output_dir {self.path} holds a published run, which cannot be continued in place: start from it "
                 f"with --restore {self.path} and another --output_dir"
@@ -166,10 +170,21 @@ class RunFolder:
             raise CheckpointError(f"{self.args}: a mapping of options was expected, not {type(args).__name__}")
         return args
 
-    def config(self) -> RunConfig:
-        """The run's configuration."""
+    def family(self) -> Family:
+        """The family of models that the run belongs to.
+
+        Raises:
+            CheckpointError: its options are of several.
+        """
         try:
-            return RunConfig.from_published(self.read_args())
+            return family_of(self.read_args())
+        except ConfigError as error:
+            raise CheckpointError(f"{self.args}: {error}") from error
+
+    def config(self) -> Any:
+        """The run's configuration, of its family's kind."""
+        try:
+            return self.family().config(self.read_args())
         except ConfigError as error:
             raise CheckpointError(f"{self.args}: {error}") from error
 
@@ -213,10 +228,25 @@ class RunFolder:
         if (recorded := self.recorded()) is not None:
             mice = {id: replace(neurons, unit_ids=recorded.mice[id].unit_ids) for id, neurons in mice.items()}
         try:
-            return build_model(config, mice, frame_size)
+            return self.family().build_model(config, mice, frame_size)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.args}: describes a model that cannot be built ({reason})") from error
+
+    def best_facts(self) -> dict[str, Any]:
+        """`epoch` and `value`, the validation score, of the best weights, where the run says them."""
+        if self.best.is_file():
+            return read_checkpoint(self.best)[1]
+        family = self.family()
+        if family.wrapped:
+            return read_published(self.path / family.weights)[1]
+        info = self.path / "ckpt" / "info.yaml"
+        try:
+            content = read_yaml(info) if info.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{info}: {error}") from error
+        known = content if isinstance(content, dict) else {}
+        return {"epoch": known.get("epoch", 0), "value": known.get("best_corr", 0.0)}
 
     def load_model(self, device: str | torch.device = "cpu") -> ViV1T:
         """The run's best model in evaluation mode; needs no data on disk.
@@ -224,28 +254,35 @@ class RunFolder:
         Raises:
             CheckpointError: the folder is no run, or its checkpoint is missing, damaged or does not fit.
         """
-        self.read_args()
+        family = self.family()
+        weights = self.path / family.weights
         if self.best.is_file():
             path = self.best
             state = {k.removeprefix("model/"): v for k, v in read_checkpoint(path)[0].items() if k[:6] == "model/"}
-        elif self.published.is_file():
-            path = self.published
-            state, _ = read_published(path)
+        elif weights.is_file():
+            path = weights
+            state, _ = read_published(path, family.wrapped)
+        elif (other := self.published) is not None:
+            name = next(f.name for f in FAMILIES.values() if self.path / f.weights == other)
+            raise CheckpointError(
+                f"{self.path}: args.yaml holds options of the family of {family.name}, but "
+                f"{other.relative_to(self.path)} is a checkpoint of the family of {name}: two runs are mixed here"
+            )
         else:
             raise CheckpointError(
-                f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor "
-                f"{self.published.relative_to(self.path)}; a run writes one at its first "
-                "epoch with a positive correlation"
+                f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor {family.weights}; a "
+                "run writes one at its first epoch with a positive correlation"
             )
         # Without memory first: options that do not fit the file may describe a model of any size.
         with torch.device("meta"):
             outline = self.build_model()
-        if path == self.published:
-            state = from_published(outline, state, str(path))
+        published, state = state, family.from_published(outline, state, str(path)) if path == weights else state
         check_entries(outline.state_dict(), state, str(path), {})
         model = self.build_model()
+        if path == weights:  # now that what follows from the options has values to compare
+            state = family.from_published(model, published, str(path))
         model.load_state_dict(state)
-        for line in published_slips(model.config):
+        for line in family.remarks(model.config):
             log.warning("%s: %s", self.path, line)
         return model.to(device).eval()
 
@@ -277,7 +314,7 @@ def _shapes(args: Mapping[str, Any], where: Path) -> tuple[dict[str, Neurons], t
 
 
 def save_published(run: RunFolder, out: Path) -> Path:
-    """Writes a run as a published run folder: `args.yaml` and `ckpt/model_state.pt`.
+    """Writes a run as a published run folder of its family: `args.yaml` and the checkpoint.
 
     The published format is PyTorch's own, read by the authors' analysis code.
 
@@ -288,26 +325,20 @@ def save_published(run: RunFolder, out: Path) -> Path:
     target = RunFolder(out)
     if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder: choose another")
-    model = run.load_model()
-    core = model.config.core
-    if isinstance(core, VivitConfig) and core.grid == "true" and is_torn(core, model.frame_size):
-        raise ConfigError(
-            f"{run.path} was trained with --core_grid true, which the published code does not have: it would read out "
-            "other places"
-        )
-    facts = read_checkpoint(run.best)[1] if run.best.is_file() else read_published(run.published)[1]
-    content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": to_published(model)}
-    with replacing(target.published) as temporary:
+    family, model = run.family(), run.load_model()
+    weights = target.path / family.weights
+    try:
+        args = family.to_args(model, run.read_args())
+    except ConfigError as error:
+        raise ConfigError(f"{run.path}: {error}") from error
+    facts = run.best_facts()
+    content: dict[str, Any] = family.to_published(model)
+    if family.wrapped:
+        content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": content}
+    with replacing(weights) as temporary:
         torch.save(content, temporary)
-    write_text(target.args, dump_yaml(_published_options(run, model), sort_keys=True))
+    if not family.wrapped:
+        info = {"best_corr": float(facts.get("value", 0.0)), "epoch": int(facts.get("epoch", 0))}
+        write_text(weights.with_name("info.yaml"), dump_yaml(info, sort_keys=True))
+    write_text(target.args, dump_yaml(args, sort_keys=True))
     return target.path
-
-
-def _published_options(run: RunFolder, model: ViV1T) -> dict[str, Any]:
-    """What the published `args.yaml` of a run holds: options in values that the published code knows, and facts."""
-    options = run.config().to_options()
-    options["precision"] = {"tf32": "32"}.get(options["precision"], options["precision"])
-    options["cache_data"] = bool(options["cache_data"])
-    shapes = {key: value for key, value in run.read_args().items() if key in ("input_shapes", "output_shapes")}
-    trainable = sum(parameter.numel() for parameter in model.parameters())
-    return options | shapes | {"max_frame": MAX_FRAMES, "trainable_params": trainable}

@@ -1,1 +1,51 @@
 """ViV1T of 2025 (Li et al., bioRxiv 2025.09.16.676524): causal, with rotary positions, whole trials, registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from viv1t.families.closed_loop.build import build_model
+from viv1t.families.closed_loop.names import from_published, to_published
+from viv1t.families.closed_loop.options import CORES, DERIVED, READOUTS, ClosedLoopConfig, all_flags
+from viv1t.families.family import Family
+from viv1t.model.twin import ViV1T
+from viv1t.types import MAX_FRAMES
+
+
+def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option and every derived fact that the published code reads."""
+    crop = model.config.data.crop_frame
+    frames = crop if crop > 0 else MAX_FRAMES
+    shapes = {
+        "input_shapes": {
+            "behavior": [2, frames], "pupil_center": [2, frames], "video": [1, frames, *model.frame_size],
+        },
+        "output_shapes": {mouse: [count, frames] for mouse, count in model.neurons.items()},
+    }  # fmt: skip
+    facts = {
+        "max_frame": MAX_FRAMES,
+        "neuron_idx": {mouse: list(range(count)) for mouse, count in model.neurons.items()},
+        "trainable_params": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    known = {key: value for key, value in args.items() if key in DERIVED}
+    options = model.config.to_options()
+    options["core_parallel_attention"] = True
+    if not hasattr(model.config.core, "parallel_attention"):
+        del options["core_parallel_attention"]
+    options["mouse_ids"] = model.mouse_ids
+    return options | shapes | facts | known
+
+
+CLOSED_LOOP = Family(
+    name="2025",
+    flags=all_flags(),
+    components={"core": frozenset(CORES), "readout": frozenset(READOUTS)},
+    weights="ckpt/model.pt",
+    wrapped=False,
+    config=ClosedLoopConfig.from_published,
+    build_model=build_model,
+    from_published=from_published,
+    to_published=to_published,
+    to_args=_to_args,
+)

@@ -421,9 +421,9 @@ def _flags(*parts: type[_Checked]) -> set[str]:
     return {f.metadata["flag"] for part in (*always, *parts) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
 
 
-def all_flags() -> set[str]:
+def all_flags() -> frozenset[str]:
     """Every option of the family."""
-    return {f.metadata["flag"] for c in components() for f in dataclasses.fields(c)} | set(SELECTORS)  # type: ignore[arg-type]
+    return frozenset({f.metadata["flag"] for c in components() for f in dataclasses.fields(c)}) | frozenset(SELECTORS)  # type: ignore[arg-type]
 
 
 def surplus(flag: str, options: Mapping[str, Any]) -> str:

@@ -1,0 +1,42 @@
+"""What a family of models is: a value that says how its runs are read, built and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from viv1t.model.twin import Neurons, ViV1T
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family of models.
+
+    Attributes:
+        name: the year in which it was published, as `--family` takes it.
+        flags: every option's published name.
+        components: names that options choose a component by, such as {"core": {"vivit", ...}}.
+        weights: the published checkpoint's place in a run folder.
+        wrapped: whether that file holds the model's state under `model`, beside numbers; else it is the state itself.
+        config: the configuration that a published `args.yaml` describes.
+        remarks: what is worth saying about a configuration when it is loaded.
+        build_model: a model from a configuration, its mice and the frame size.
+        from_published: our state from a published one and the name of its file; raises a CheckpointError.
+        to_published: the published state of a model.
+        to_args: what a published `args.yaml` holds, from a model and the run's own mapping.
+    """
+
+    name: str
+    flags: frozenset[str]
+    components: Mapping[str, frozenset[str]]
+    weights: str
+    wrapped: bool
+    config: Callable[[Mapping[str, Any]], Any]
+    build_model: Callable[[Any, Mapping[str, Neurons], tuple[int, int]], ViV1T]
+    from_published: Callable[[ViV1T, Mapping[str, Tensor], str], dict[str, Tensor]]
+    to_published: Callable[[ViV1T], dict[str, Tensor]]
+    to_args: Callable[[ViV1T, Mapping[str, Any]], dict[str, Any]]
+    remarks: Callable[[Any], list[str]] = lambda config: []
