@@ -1,13 +1,33 @@
-"""Digital twins of mouse visual cortex: the ViV1T model, its training and its use."""
+"""Digital twins of mouse visual cortex: the ViV1T model, its training and its use.
 
+`Predictor` and `OnnxModel` take movies as recorded; `load_model` gives the model alone. Errors are in `viv1t.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from viv1t.model.twin import ViV1T
+    from viv1t.onnx_model import OnnxModel as OnnxModel
+    from viv1t.predictor import Predictor as Predictor
 
 # In an editable install the kernels live in another folder; this lets `viv1t.kernels` be found there.
 __path__ = pkgutil.extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 
-def load_model(run_folder, device="cpu"):  # type: ignore[no-untyped-def]
+# What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
+_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model"}
+
+
+def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> ViV1T:
     """The best model of a run folder, ours or a published one, in evaluation mode; needs no recordings.
 
     Args:
@@ -15,11 +35,18 @@ def load_model(run_folder, device="cpu"):  # type: ignore[no-untyped-def]
         device: where to put it.
 
     Returns:
-        A `viv1t.model.twin.ViV1T`: `model(video, mouse_id=..., behavior=..., pupil_center=...)` gives (B, N, t).
+        A `viv1t.model.twin.ViV1T`: `model(video, mouse_id=..., behavior=..., pupil_center=...)` gives (B, N, t) for
+        movies, behaviour and gaze that are transformed as in training.
 
     Raises:
         viv1t.errors.CheckpointError: no run there, or its checkpoint is damaged or does not fit its options.
     """
-    from viv1t.train.run_folder import RunFolder  # torch is not needed to import the package itself
+    from viv1t.train.run_folder import RunFolder
 
     return RunFolder(run_folder).load_model(device)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -44,7 +44,7 @@ def input_shapes(
         raise ConfigError(f"{where}video must be {expected}, not {video}")
     if whole[-2:] != frame_size:
         found = f"{whole[-2]} x {whole[-1]}"
-        raise ConfigError(f"{where}video must have frames of {height} x {width} pixels, not of {found}: {video}")
+        raise ConfigError(f"{where}video must be {expected}: the model takes frames of {height} x {width}, not {found}")
     trials, frames = whole[0], whole[2]
     if not trials or not frames:
         raise ConfigError(f"{where}video has no frames: {video}")

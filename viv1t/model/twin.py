@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
+from viv1t.inputs import as_array, input_shapes
 from viv1t.kernels.common.precision import multiplies_bf16
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
+from viv1t.types import SENSORIUM_SESSIONS
 
 log = logging.getLogger("viv1t")
+
+_GREY = 30  # no movie without negative values reaches this when it is transformed
 
 
 @functools.cache
@@ -105,7 +109,7 @@ class ViV1T(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.frame_size, self.autocast = config, (frame_size[0], frame_size[1]), autocast
-        self.frozen = False
+        self.frozen = self._warned = False
         self.neurons = {mouse: of.count for mouse, of in neurons.items()}
         self.unit_ids = {mouse: of.unit_ids for mouse, of in neurons.items()}
         self.core = core
@@ -153,6 +157,43 @@ class ViV1T(nn.Module):
             expected, found = (f"{h} x {w}" for h, w in (self.frame_size, video.shape[-2:]))
             raise ConfigError(f"the model takes frames of {expected} pixels, not of {found} (mouse {mouse_id})")
 
+    def known_mouse(self, mouse_id: str) -> str:
+        """The mouse's id, also of a published session's name; raises a ConfigError for one that the model lacks."""
+        letters = (letter for letter, session in SENSORIUM_SESSIONS.items() if session == mouse_id)
+        chosen = mouse_id if mouse_id in self.neurons else next(letters, mouse_id)
+        if chosen not in self.neurons:
+            raise ConfigError(f"mouse {mouse_id!r} is not in this model; it has {', '.join(self.neurons)}")
+        return chosen
+
+    def _inputs(self, video: Any, mouse_id: str, behavior: Any, pupil_center: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Arrays in whatever form they are given, as `core_output` takes them."""
+        given = {"video": video, "behavior": behavior, "pupil_center": pupil_center}
+        arrays = {n: a if isinstance(a, Tensor) else torch.tensor(as_array(a, n)) for n, a in given.items()}
+        movie = arrays.pop("video")
+        if movie.ndim == 5 and movie.shape[1] == 1:
+            self.check_input(movie, mouse_id)
+        whole, seen = input_shapes(tuple(movie.shape), {n: tuple(a.shape) for n, a in arrays.items()}, self.frame_size)
+        self._check_transformed(movie)
+        where = {"device": next(self.parameters()).device, "dtype": self.features_dtype}
+        states = [a.reshape(seen[n][0]).expand(seen[n][1]).to(**where).contiguous() for n, a in arrays.items()]
+        return movie.reshape(whole).to(**where).contiguous(), states[0], states[1]
+
+    def _check_transformed(self, movie: Tensor) -> None:
+        """Refuses whole numbers, which are grey levels, where movies are transformed; tells of floats like them."""
+        if getattr(getattr(self.config, "data", None), "transform", "none") == "none":
+            return
+        advice = "viv1t.Predictor takes movies as recorded"
+        if not movie.dtype.is_floating_point:
+            raise ConfigError(
+                f"video must be transformed as in training, floating point, not grey levels of {movie.dtype}: {advice}"
+            )
+        if not (self.training or self._warned) and movie.amin() >= 0 and movie.amax() > _GREY:
+            self._warned = True
+            log.warning(
+                "video has values from %g to %g, like grey levels, but the model takes transformed movies: %s",
+                movie.amin(), movie.amax(), advice,
+            )  # fmt: skip
+
     def core_output(self, video: Tensor, mouse_id: str, behavior: Tensor, pupil_center: Tensor) -> Tensor:
         """The core's maps (B, D, t, h, w), float32 whatever the core's precision; arguments as in `forward`."""
         self.check_input(video, mouse_id)
@@ -193,11 +234,14 @@ class ViV1T(nn.Module):
     ) -> Tensor:
         """Predicted responses.
 
+        Arrays may be tensors, NumPy arrays or lists, of any type of number and on any device: they are brought to the
+        model's. A `viv1t.Predictor` takes them as recorded.
+
         Args:
-            video: (B, 1, T, H, W) transformed movie, T at most 300.
+            video: (B, 1, T, H, W), or without B or the channel's 1: transformed movie, T at most 300.
             mouse_id: which mouse's readout.
-            behavior: (B, 2, T) transformed pupil dilation and running speed.
-            pupil_center: (B, 2, T) transformed gaze.
+            behavior: (B, 2, T), or (2, T) for all movies: transformed pupil dilation and running speed.
+            pupil_center: the same of transformed gaze.
             activate: apply the output activation.
             noise: (B, t, N, 2) readout noise, instead of drawing it in training.
 
@@ -205,8 +249,12 @@ class ViV1T(nn.Module):
             (B, N, t) responses of the last t frames.
 
         Raises:
-            ConfigError: a mouse, frame size or number of frames that the model does not have.
+            ConfigError: a mouse, frame size or number of frames that the model does not have, or arrays that do not fit
+                each other or are not transformed; names the argument.
         """
+        if not torch.compiler.is_compiling():
+            mouse_id = self.known_mouse(mouse_id)
+            video, behavior, pupil_center = self._inputs(video, mouse_id, behavior, pupil_center)
         maps = self.core_output(video, mouse_id, behavior, pupil_center)
         response = self.read_out(maps, mouse_id, behavior, pupil_center, noise)
         return self.activate(response, mouse_id) if activate else response
