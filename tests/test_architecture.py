@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
     "types": 0, "errors": 0, "config": 0, "effects": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
-    "inputs": 0, "windows": 0,
+    "inputs": 0, "windows": 0, "cores": 0,
     "kernels": 0, "_prefetcher": 0,
     "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,
     "model": 2, "criterion": 2, "metrics": 2, "optim": 2,

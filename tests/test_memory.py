@@ -153,7 +153,7 @@ def test_the_process_s_own_limits(limit: str) -> None:
 @pytest.mark.parametrize("measured_by", ["VmHWM", "getrusage"])
 def test_the_peak_that_work_adds(measured_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if measured_by == "getrusage":  # no /proc, or one that is closed: never less than was added
-        monkeypatch.setattr(memory, "_lines", lambda path: [])
+        monkeypatch.setattr(memory, "lines_of", lambda path: [])
         monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")
     size = 300 * MIB
     added = memory.peak_added_bytes(lambda: np.ones(size, np.uint8))

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 _CLEAR = Path("/proc/self/clear_refs")
+_NO_LIMIT = 2**62  # version 1 writes the largest multiple of a page
 
 
 def total_bytes() -> int:
@@ -31,77 +32,79 @@ def available_bytes() -> int:
     return max(0, min(room))
 
 
-# -- limits of groups of processes (containers, Slurm, systemd) --------------------------------------------------------
+# -- limits of groups of processes -------------------------------------------------------------------------------------
 
 
 def cgroup_rooms(root: Path = Path("/")) -> Iterator[int]:
     """What is left below each limit of the control groups that this process is in, and of those around them.
 
-    Linux describes them in its `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory.rst`. Files in the page
-    cache count as used, but make room when it is needed.
+    Files in the page cache count as used there, but make room when it is needed.
 
     Args:
         root: where `proc` and `sys` are; a tree of files for tests.
     """
-    for top, group, version in _memory_groups(root / "proc" / "self", root):
-        for folder in (group, *group.parents):
-            yield from (_rooms_2 if version == 2 else _rooms_1)(folder)
-            if folder == top:
-                break
+    for group, version in control_groups("memory", root):
+        table = {name: int(value) for name, value in (line.split() for line in lines_of(group / "memory.stat"))}
+        limits: list[int | None]
+        if version == 2:
+            limits = [number_in(group / "memory.max"), number_in(group / "memory.high")]
+            used, prefix = number_in(group / "memory.current"), ""
+        else:
+            limits = [number_in(group / "memory.limit_in_bytes"), table.get("hierarchical_memory_limit")]
+            used, prefix = number_in(group / "memory.usage_in_bytes"), "total_"
+        known = [n for n in limits if n is not None and n < _NO_LIMIT]
+        if known and used is not None:
+            yield min(known) - used + sum(table.get(f"{prefix}{name}_file", 0) for name in ("inactive", "active"))
 
 
-def _memory_groups(proc: Path, root: Path) -> Iterator[tuple[Path, Path, int]]:
-    """Of each hierarchy with memory limits: the folder it is mounted at, that of this process, and its version."""
-    groups = {}
-    for line in _lines(proc / "cgroup"):  # "4:memory:/job" in version 1, "0::/job" in 2
-        _, kinds, group = line.split(":", 2)
-        if not kinds or "memory" in kinds.split(","):
-            groups[1 if kinds else 2] = group
-    for line in _lines(proc / "mountinfo"):
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """The folders of the Linux control groups that this process is in, those around included, with their version.
+
+    Containers, Slurm and systemd set their limits. Described in the kernel's `Documentation/admin-guide/cgroup-v2.rst`
+    and `cgroup-v1/`.
+
+    Args:
+        controller: `memory` or `cpu`; version 2 has one hierarchy for all.
+        root: where `proc` and `sys` are; a tree of files for tests.
+    """
+    own: dict[int, str] = {}
+    for line in lines_of(root / "proc" / "self" / "cgroup"):  # "4:memory:/job" in version 1, "0::/job" in 2
+        _, controllers, group = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            own[1 if controllers else 2] = group
+    for line in lines_of(root / "proc" / "self" / "mountinfo"):
         # 36 35 98:0 /root /mounted/at options - type source options
         before, _, after = line.partition(" - ")
         fields, (kind, *_, options) = before.split(), after.split()
-        version = {"cgroup": 1, "cgroup2": 2}.get(kind)
-        if version in groups and (version == 2 or "memory" in options.split(",")):
-            top = root / fields[4].lstrip("/")
-            seen, group = PurePosixPath(fields[3]), PurePosixPath(groups[version])
+        version = {"cgroup": 1, "cgroup2": 2}.get(kind, 0)
+        if version in own and (version == 2 or controller in options.split(",")):
+            folder = top = root / fields[4].lstrip("/")
+            seen, group_path = PurePosixPath(fields[3]), PurePosixPath(own[version])
             # A container may see its own group alone, mounted as if it were the top.
-            inside = top / group.relative_to(seen) if group.is_relative_to(seen) else top
-            yield top, inside if inside.is_dir() and ".." not in group.parts else top, version
+            if group_path.is_relative_to(seen) and ".." not in group_path.parts:
+                folder = top / group_path.relative_to(seen)
+            yield from ((place, version) for place in _up(folder if folder.is_dir() else top, top))
 
 
-def _rooms_2(group: Path) -> Iterator[int]:
-    limits = [n for name in ("memory.max", "memory.high") if (n := _number(group / name)) is not None]
-    used = _number(group / "memory.current")
-    if limits and used is not None:
-        stat = _table(group / "memory.stat")
-        yield min(limits) - (used - stat.get("inactive_file", 0) - stat.get("active_file", 0))
+def _up(folder: Path, top: Path) -> Iterator[Path]:
+    for place in (folder, *folder.parents):
+        yield place
+        if place == top:
+            return
 
 
-def _rooms_1(group: Path) -> Iterator[int]:
-    stat = _table(group / "memory.stat")
-    limits = [_number(group / "memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")]
-    limits = [n for n in limits if n is not None and n < 2**62]  # "no limit" is the largest multiple of a page
-    used = _number(group / "memory.usage_in_bytes")
-    if limits and used is not None:
-        yield min(limits) - (used - stat.get("total_inactive_file", 0) - stat.get("total_active_file", 0))
-
-
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of the system; none where it is not Linux, or the file is closed to us."""
     try:
         return path.read_text().splitlines()
-    except OSError:  # not Linux, or closed to us
+    except OSError:
         return []
 
 
-def _number(path: Path) -> int | None:
+def number_in(path: Path) -> int | None:
     """The number in a file; None where there is none, as in "max"."""
-    line = next(iter(_lines(path)), "").strip()
+    line = next(iter(lines_of(path)), "").strip()
     return int(line) if line.isdigit() else None
-
-
-def _table(path: Path) -> dict[str, int]:
-    return {name: int(value) for name, value in (line.split() for line in _lines(path))}
 
 
 # -- limits of one process, and of a scheduler that only watches -------------------------------------------------------
@@ -143,7 +146,7 @@ def peak_added_bytes(work: Callable[[], object]) -> int:
 
 def _highest() -> int:
     """The high-water mark of resident memory."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", "\n".join(_lines(Path("/proc/self/status"))), re.MULTILINE)
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", "\n".join(lines_of(Path("/proc/self/status"))), re.MULTILINE)
     if found is not None:
         return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from viv1t.cores import usable_cores
 from viv1t.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ class OnnxModel:
 
     Args:
         path: the file of a mouse; of a model exported in parts, its readout, which finds the core beside it.
-        threads: of ONNX Runtime; default all cores.
+        threads: of ONNX Runtime; default all cores that the process may use.
 
     Attributes:
         metadata: as described above.
@@ -222,6 +224,8 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
         raise CheckpointError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
+    if threads is None and usable_cores() < (os.cpu_count() or 1):  # it takes all cores there are, unless told
+        threads = usable_cores()
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

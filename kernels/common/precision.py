@@ -46,5 +46,5 @@ def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
         found = None
     if found is not None:
         return set(found[1].split())
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # from PyTorch 2.12 on
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # from PyTorch 2.12 on
     return {name for name, there in capabilities.items() if there is True}

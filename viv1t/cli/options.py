@@ -23,6 +23,7 @@ from viv1t.config import (
     Options,
     all_components,
 )
+from viv1t.cores import keep_threads_within, usable_cores
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.files import advice
 from viv1t.safe_yaml import read_yaml
@@ -147,6 +148,7 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
     console = logging.StreamHandler()
     console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[console])
+    keep_threads_within(usable_cores())
     try:
         try:
             status = work(argv)

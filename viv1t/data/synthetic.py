@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from viv1t.cores import usable_cores
 from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
 from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling
@@ -163,7 +164,7 @@ def synthesize(
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: name a folder for the sessions")
     out.mkdir(parents=True, exist_ok=True)
-    threads = workers or min(os.cpu_count() or 1, 4)
+    threads = workers or min(usable_cores(), 4)
     for name, its_size, options in jobs:
         _Recording(out, name, its_size, options).write(threads, report or (lambda _: None))
     return [out / name for name in plans]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from viv1t.cores import usable_cores
 from viv1t.data.container import edit_list, is_cut_short
 from viv1t.data.orientation import orientation
 from viv1t.data.timeline import Timeline, by_stamps, by_ticks, with_edits
@@ -269,7 +269,7 @@ def opened(path: Path, threads: int) -> Iterator[tuple[av.container.InputContain
         if pixels > LARGEST:
             raise _too_large(path, f"{context.height} x {context.width} pixels")
         most = max(1, min(16, _THREAD_BYTES // (3 * max(pixels, 1))))
-        context.thread_count = min(threads or os.cpu_count() or 1, most)
+        context.thread_count = min(threads or usable_cores(), most)
         context.thread_type = "AUTO" if context.thread_count != 1 else "NONE"
         # Damage is an error, not a guess.
         context.options = {"err_detect": "explode", "max_pixels": str(LARGEST)}

@@ -32,7 +32,7 @@ def _say_float32(processor: str) -> None:
     )  # fmt: skip
 
 
-@torch.compiler.assume_constant_result  # looked up where a graph is made
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # looked up where a graph is made
 def _half(device: torch.device, say: bool) -> bool:
     there = multiplies_bf16(device)
     if say and not there:
