@@ -18,7 +18,7 @@ import torch
 from full_disks import largest_file
 
 from viv1t.errors import DataError, WriteError
-from viv1t.files import advice, allocate, replacing, write_text, writing
+from viv1t.files import advice, allocate, replacing, save_npy, write_text, writing
 from viv1t.train.run_folder import RunFolder
 from viv1t.train.run_log import RunLog
 from viv1t.train.trackers import TensorBoard
@@ -135,6 +135,24 @@ def test_a_conversion_s_error_names_the_file_it_is_for(tmp_path: Path) -> None:
 )
 def test_each_reason_has_its_advice(number: int, words: str, tmp_path: Path) -> None:
     assert re.fullmatch(words, advice(OSError(number, os.strerror(number)), tmp_path / "missing" / "file"))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_last_bytes_of_an_array_are_looked_after(order: str, tmp_path: Path) -> None:
+    """NumPy's own writer leaves half a file and says nothing where the array is small."""
+    path, array = tmp_path / "a.npy", np.asarray(np.arange(60.0).reshape(6, 10), order=order)  # type: ignore[call-overload]
+
+    def write() -> None:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            save_npy(file, array)
+
+    with largest_file(200), pytest.raises(WriteError, match="File too large"):
+        write()
+    assert not path.exists()
+    write()
+    plain = tmp_path / "plain.npy"
+    np.save(plain, array)
+    assert path.read_bytes() == plain.read_bytes()
 
 
 def test_folders_that_cannot_be_made_are_named(tmp_path: Path) -> None:

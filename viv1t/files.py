@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 from unicodedata import category
 
+import numpy as np
+
 from viv1t.errors import DataError, Viv1tError, WriteError
 
 _PART = ".part"  # in the names of what is being written
@@ -185,6 +187,14 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where its folder is none
             temporary.unlink(missing_ok=True)
+
+
+def save_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """Writes an array as `.npy`. NumPy's own writer does not look whether a full disk has taken the end of a file."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(array.tobytes("F" if header["fortran_order"] else "C"))
+    file.flush()
 
 
 def write_text(path: Path, text: str) -> None:

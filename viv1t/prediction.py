@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from viv1t.errors import ConfigError, DataError
-from viv1t.files import replacing
+from viv1t.files import replacing, save_npy
 from viv1t.types import UNSCORED_FRAMES, Mouse
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def write_npy(folder: Path, predictions: Iterable[TrialPrediction], tier: str) -
     count = 0
     for prediction in predictions:
         path = folder / prediction.mouse.session / tier / f"{prediction.trial_id}.npy"
-        with replacing(path) as temporary:
-            np.save(temporary, prediction.aligned())
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            save_npy(file, prediction.aligned())
         count += 1
     return count
 

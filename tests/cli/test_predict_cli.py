@@ -247,7 +247,7 @@ def test_a_full_disk_is_named_with_the_file(
 ) -> None:
     if more:
         pytest.importorskip("pyarrow")
-    with largest_file(1000):
+    with largest_file(200):
         line = ran([runs / "one", "--out", tmp_path, "--quiet", *more], capsys, 1)
-    assert re.search(rf"{tmp_path}/\S+: cannot be written \(File too large\); the limit is 1000 bytes: raise it", line)
+    assert re.search(rf"{tmp_path}/\S+: cannot be written \(File too large\); the limit is 200 bytes: raise it", line)
     assert not files(tmp_path)

@@ -35,7 +35,7 @@ from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
 from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling
 from viv1t.errors import ConfigError, DataError
-from viv1t.files import writing
+from viv1t.files import save_npy, writing
 from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, UNSCORED_FRAMES
 
 __all__ = [
@@ -376,8 +376,7 @@ def _save(path: Path, array: np.ndarray) -> None:
     """Writes an array to disk for good; the session's folder has a temporary name until it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
+        save_npy(file, array)
         os.fsync(file.fileno())
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from viv1t.data.npy import NpyHeader, map_npy, read_header, read_npy
 from viv1t.data.video import SUFFIXES, VideoInfo, decode, is_video, probe, require_av
 from viv1t.errors import DataError
-from viv1t.files import writing
+from viv1t.files import save_npy, writing
 from viv1t.types import FRAME_RATE
 
 TRIAL_SUFFIXES = SUFFIXES
@@ -129,8 +129,8 @@ def video_cost(paths: Sequence[Path], timed: int = 20) -> VideoCost:
                 start = perf_counter()
                 movie = read_array(path)
                 seconds["video"] += perf_counter() - start
-                with writing(file):
-                    np.save(file, movie)
+                with writing(file), open(file, "wb") as array:
+                    save_npy(array, movie)
                 start = perf_counter()
                 read_array(file)
                 seconds["array"] += perf_counter() - start
