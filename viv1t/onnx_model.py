@@ -24,6 +24,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -43,7 +44,9 @@ FORMAT = "viv1t-onnx-1"
 OPSET = 23  # of ONNX's operators, the newest
 PRECISIONS = ("fp32", "fp16", "int8")
 INSTALL = "install it with `pip install 'viv1t[onnx]'`"
-_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile)
+_INPUTS = ("video", "behavior", "pupil_center", "maps")
+_MOST_PIXELS = 4096  # of a frame's side
+_MOST_BYTES = 256 << 20  # of a transform's arrays; statistics of every frame of 36 x 64 pixels take 6 MB
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,27 @@ class InputTransform:
 
     @classmethod
     def from_text(cls, text: str) -> InputTransform:
-        """What `to_text` gave."""
-        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
-            return cls(dict(file))
+        """What `to_text` gave.
+
+        Raises:
+            ValueError: the arrays are not those of a transform, or larger than any is. Kinds of its own come from what
+                is no text of arrays at all.
+        """
+        packed = io.BytesIO(base64.b64decode(text, validate=True))
+        with zipfile.ZipFile(packed) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MOST_BYTES:
+            raise ValueError(f"the transform would unpack to {unpacked} bytes")
+        with np.load(packed, allow_pickle=False) as file:
+            arrays = dict(file)
+        variables = {f"{v}_{part}": v for v in ("video", "behavior", "pupil_center") for part in ("offset", "scale")}
+        ranks = {name: 3 if v == "video" else 2 for name, v in variables.items()} | {"crop_rows": 2, "crop_columns": 2}
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or array.ndim != ranks.get(name) or not np.isfinite(array).all():
+                raise ValueError(f"the transform's {name}: {array.dtype} {array.shape} of numbers that are not its own")
+        if arrays and not set(variables) <= set(arrays):
+            raise ValueError(f"the transform lacks {', '.join(sorted(set(variables) - set(arrays)))}")
+        return cls(arrays)
 
 
 class OnnxModel:
@@ -132,27 +153,42 @@ class OnnxModel:
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         self.path = Path(path)
         self._session = open_session(self.path, threads)
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        try:
+            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # text that is none
+            raise _damaged(path, "its metadata are damaged", error) from error
         if self.metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not a model exported by viv1t-export ({FORMAT} expected)")
         if self.metadata.get("part") == "core":
             raise ConfigError(f"{path} is the core that all mice share: give the readout of a mouse, beside it")
         try:
             self._read_metadata()
-        except _FAILURES as error:
-            raise CheckpointError(f"{path}: its metadata are damaged ({error}); export the model again") from error
+        except Exception as error:  # they may be anything, and nested or packed to any depth
+            raise _damaged(path, "its metadata are damaged", error) from error
         self._core: onnxruntime.InferenceSession | None = None
         if core := self.metadata.get("core"):
             self._core = open_session(self.path.with_name(core), threads)
+        for session in (self._session, *([self._core] if self._core is not None else [])):
+            if surplus := [i.name for i in session.get_inputs() if i.name not in _INPUTS]:
+                raise CheckpointError(f"{path}: it takes {', '.join(surplus)[:100]}, which no exported model does")
 
     def _read_metadata(self) -> None:
         m = self.metadata
         self.mouse_id, self.session = m["mouse"], m["session"]
-        self.neuron_ids = np.array(json.loads(m["neuron_ids"]), np.int64) if m["neuron_ids"] else None
+        for name in (self.mouse_id, self.session, m.get("core", "")):
+            if "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+                raise ValueError(f"{name!r} is the name of no file or folder")
+        self.neuron_ids = _whole(json.loads(m["neuron_ids"])) if m["neuron_ids"] else None
         self.frame_rate = float(m["frame_rate"])
-        height, width = json.loads(m["frame_size"])
-        self.frame_size: tuple[int, int] = int(height), int(width)
-        self.fewest_frames, self.most_frames = json.loads(m["frames"])
+        if not 0 < self.frame_rate < math.inf:
+            raise ValueError(f"a frame rate of {self.frame_rate} Hz")
+        height, width = _whole(json.loads(m["frame_size"])).tolist()
+        self.frame_size: tuple[int, int] = height, width
+        if not 0 < min(self.frame_size) <= max(self.frame_size) <= _MOST_PIXELS:
+            raise ValueError(f"frames of {height} x {width} pixels")
+        fewest, most = json.loads(m["frames"])
+        self.fewest_frames = int(_whole([fewest])[0])
+        self.most_frames = None if most is None else int(_whole([most])[0])
         how = json.loads(m["transform"])
         self.transform_mode = str(how["mode"])
         known = InputTransform.from_text(m["transform_arrays"]) if m["transform_arrays"] else None
@@ -162,6 +198,8 @@ class OnnxModel:
         self.medians = {name: np.array(values, np.float32).reshape(2) for name, values in medians.items()}
         levels = json.loads(m.get("levels") or "null")
         self.levels: tuple[float, float] | None = None if levels is None else (float(levels[0]), float(levels[1]))
+        if not all(np.isfinite(values).all() for values in (*self.medians.values(), *([levels] if levels else []))):
+            raise ValueError("medians or levels that are not finite")
 
     def __call__(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
         """Predicted responses of the last t frames.
@@ -231,12 +269,30 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # kinds of its own, all of them plain Exceptions
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(f"{path}: ONNX Runtime cannot read it ({reason}); export the model again") from error
+        raise _damaged(path, "ONNX Runtime cannot read it", error) from error
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, Any]) -> np.ndarray:
     """Its output for the inputs that it takes."""
     taken = {i.name: feed[i.name] for i in session.get_inputs()}
-    result: np.ndarray = session.run(None, taken)[0]
+    try:
+        result: np.ndarray = session.run(None, taken)[0]
+    except Exception as error:  # kinds of its own, all of them plain Exceptions
+        raise CheckpointError(f"ONNX Runtime cannot run the model ({_short(error)}); export it again") from error
     return result
+
+
+def _whole(values: Any) -> np.ndarray:
+    """(n,) int64 of a list of whole numbers."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"{str(values)[:60]!r} is no list of whole numbers")
+    return np.array(values, np.int64)
+
+
+def _damaged(path: str | Path, what: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: {what} ({_short(error)}); export the model again")
+
+
+def _short(error: Exception) -> str:
+    """An error in a few words of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
