@@ -13,6 +13,7 @@ from torch import Tensor
 
 from viv1t.data.loader import Recordings
 from viv1t.errors import CheckpointError, ConfigError
+from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
 from viv1t.safe_yaml import read_yaml
 from viv1t.scores import Scores, ScoresAccumulator
@@ -95,6 +96,40 @@ def evaluate(
             for view, score in _score_mouse(models, recordings, mouse_id, tier, [AS_TRAINED, *views]).items():
                 result.add(mouse_id, view, score)
     return scores
+
+
+def family_scores(
+    models: Sequence[ViV1T], recordings: Recordings, tiers: Sequence[str], family: Family
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The scores of a family's own run folders, as their `evaluation.yaml` holds them; empty where it has none.
+
+    Args:
+        models, recordings, tiers: as for `evaluate`.
+        family: of the models.
+
+    Returns:
+        {tier: {score: {mouse: value, average: value}}}, tiers without recorded responses left out.
+    """
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    if family.scorer is None:
+        return result
+    check_fit(models, recordings)
+    for tier in tiers:
+        of_tier: dict[str, dict[str, float]] = {}
+        for mouse_id in recordings.mice:
+            if not recordings.trial_ids(mouse_id, tier) or recordings.hidden(mouse_id, tier):
+                continue
+            scorer = family.scorer()
+            for video in recordings.repeats(mouse_id, tier):
+                trials = list(scored_trials(models, recordings, mouse_id, tier, video))
+                scorer.add([p for _, p, _ in trials], [r for _, _, r in trials])
+            for name, value in scorer.result().items():
+                of_tier.setdefault(name, {})[mouse_id] = value
+        for values in of_tier.values():
+            values["average"] = float(np.mean(list(values.values())))
+        if of_tier:
+            result[tier] = of_tier
+    return result
 
 
 def _score_mouse(

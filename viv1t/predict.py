@@ -40,5 +40,5 @@ def predict(
         frames = min(batch.video.shape[2], MAX_FRAMES)
         response = ensemble_prediction(models, batch)[0].float().cpu().numpy()
         if units == "recorded":
-            response = response / recordings.response_precision(mouse_id, frames)[:, -response.shape[1] :]
+            response = recordings.recorded_units(mouse_id, response, frames)
         yield TrialPrediction(recordings.mice[mouse_id], batch.trial_ids[0], response, frames)

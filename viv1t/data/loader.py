@@ -54,13 +54,14 @@ class Recordings:
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | None = None,
+        train: dict[str, list[int]] | None = None,
     ) -> None:
         self._config = config
         self._seed = seed
         self._sessions = sessions
         self._statistics = statistics
         self._transforms = transforms
-        self._train = {mouse: training_trials(session, config) for mouse, session in sessions.items()}
+        self._train = train or {mouse: training_trials(session, config) for mouse, session in sessions.items()}
         self._ranks = ranks
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.served = self.served_by(rank)
@@ -201,6 +202,15 @@ class Recordings:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""
         affine = self._transforms[mouse_id].affine
         return affine["response"].part(0, frames)[1] if affine else np.ones((1, 1), np.float32)
+
+    def recorded_units(self, mouse_id: str, response: np.ndarray, frames: int) -> np.ndarray:
+        """Responses (N, t) of the last t of a trial's first `frames` frames, as a recording would hold them."""
+        affine = self._transforms[mouse_id].affine
+        if not affine:
+            return response
+        offset, scale = (part[:, -response.shape[1] :] for part in affine["response"].part(0, frames))
+        recorded: np.ndarray = response / np.where(scale, scale, np.inf) + offset  # constant neurons keep their value
+        return recorded.astype(response.dtype)
 
     def frame_precision(self, mouse_id: str, frames: int) -> np.ndarray | None:
         """The same of `--response_scale frame`, whatever the recordings' own; None where there are no statistics."""

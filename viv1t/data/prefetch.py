@@ -117,7 +117,10 @@ class Prefetcher:
                 transform.write(out[: sample.frames], raw[: sample.frames], sample.first_frame)
         elif transform.center is not None:
             video = transform.center(video.flatten(0, 2)).view(video.shape)
-        return replace(batch, video=video, response=batch.response.float())
+        response = batch.response.float()
+        if self._transforms[plan.mouse_id].floor:
+            response = response.clamp_min(0)
+        return replace(batch, video=video, response=response)
 
     def _submit(self, engine: _prefetcher.Prefetcher, plan: BatchPlan) -> Batch | None:
         """The batch that the engine now fills; None if it cannot."""

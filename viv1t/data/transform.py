@@ -108,6 +108,7 @@ class Transform:
     Attributes:
         affine: per variable, what is subtracted and multiplied; empty for the mode none.
         center: what is done to movies after that; None if they are kept whole.
+        floor: whether negative responses become 0.
 
     Raises:
         ConfigError: the statistics lack the family the mode needs, or `center_crop` leaves no pixel.
@@ -126,6 +127,7 @@ class Transform:
         self.mouse_id = mouse_id
         self.affine: Mapping[str, Affine] = {}
         self.center: CenterCrop | None = None
+        self.floor = False
         self._max_frames = None if mode == "none" else MAX_FRAMES
         if mode == "none":
             return
@@ -140,11 +142,17 @@ class Transform:
 
     @classmethod
     def of(
-        cls, mouse_id: str, affine: Mapping[str, Affine], center_crop: float, frame_size: tuple[int, int]
+        cls,
+        mouse_id: str,
+        affine: Mapping[str, Affine],
+        center_crop: float,
+        frame_size: tuple[int, int],
+        floor: bool = False,
     ) -> Transform:
-        """A transform whose parts are known: what is subtracted and multiplied, and the share of the frame kept."""
+        """A transform whose parts are known: what is subtracted and multiplied, the share kept of the frame, `floor`."""
         known = cls(mouse_id, "none", None, 1, frame_size)
         known.affine, known._max_frames = affine, MAX_FRAMES if affine else None
+        known.floor = floor
         if center_crop < 1 and affine:
             known.center = CenterCrop.of(frame_size, center_crop)
         return known
@@ -209,6 +217,8 @@ class Transform:
             offset, scale = affine.part(first, frames)
             array -= offset
             array *= scale
+        if self.floor and variable == "response":
+            np.maximum(array, 0, out=array)
         return array
 
     def _affine(self, mode: str, variable: str, s: Moments) -> Affine:

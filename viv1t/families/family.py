@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from viv1t.data.loader import Recordings
 from viv1t.model.twin import Neurons, ViV1T
+
+
+class Scorer(Protocol):
+    """Scores of one mouse's trials, which arrive video by video."""
+
+    def add(self, predictions: Sequence[Tensor], responses: Sequence[Tensor]) -> None:
+        """Takes all trials (N, t) of one video."""
+
+    def result(self) -> dict[str, float]:
+        """Published name -> the score, mean over neurons."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,11 @@ class Family:
         weights: the published checkpoint's place in a run folder.
         wrapped: whether that file holds the model's state under `model`, beside numbers; else it is the state itself.
         config: the configuration that a published `args.yaml` describes.
+        same_data: attributes of the data's configuration that runs of an ensemble share.
+        reading: the data's configuration of a run for reading recordings: from a path if given, of these mice.
+        open_recordings: the recordings of a data configuration, of the run's seed.
+        scorer: makes what takes a mouse's predictions and responses, and gives the family's own scores, which its run
+            folders hold; None where those of every family are all it has.
         remarks: what is worth saying about a configuration when it is loaded.
         build_model: a model from a configuration, its mice and the frame size.
         from_published: our state from a published one and the name of its file; raises a CheckpointError.
@@ -39,4 +55,8 @@ class Family:
     from_published: Callable[[ViV1T, Mapping[str, Tensor], str], dict[str, Tensor]]
     to_published: Callable[[ViV1T], dict[str, Tensor]]
     to_args: Callable[[ViV1T, Mapping[str, Any]], dict[str, Any]]
+    same_data: tuple[str, ...]
+    reading: Callable[[Any, str | None, Sequence[str]], Any]
+    open_recordings: Callable[..., Recordings]
+    scorer: Callable[[], Scorer] | None = None
     remarks: Callable[[Any], list[str]] = lambda config: []

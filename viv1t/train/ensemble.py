@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.recorded import other_neurons
 from viv1t.data.session import Session
@@ -71,7 +70,8 @@ def open_recordings(
             "%s: does not say which neurons it was trained on (there is no %s), as published runs: that they are those "
             "of the recordings, in the same order, cannot be checked", ", ".join(nameless), folders[0].recordings.name,
         )  # fmt: skip
-    recordings = Recordings.open(data_config(folders, data, mice), folders[0].config().train.seed)
+    config, seed = data_config(folders, data, mice), folders[0].config().train.seed
+    recordings = folders[0].family().open_recordings(config, seed)
     try:
         check_fit(models, recordings)
     except DataError:
@@ -80,25 +80,28 @@ def open_recordings(
     return recordings
 
 
-def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str]) -> DataConfig:
+def data_config(runs: Sequence[RunFolder], path: str | None, mouse_ids: Sequence[str]) -> Any:
     """The data options shared by all runs, reading from `path` when given.
 
     Raises:
         ConfigError: the runs were trained on differently transformed data.
     """
+    family = runs[0].family()
+    if others := [run for run in runs[1:] if run.family() is not family]:
+        raise ConfigError(
+            f"{runs[0].path} and {others[0].path} cannot form an ensemble: they are of the families of {family.name} "
+            f"and {others[0].family().name}, which see recordings differently"
+        )
     configs = [run.config().data for run in runs]
     first = configs[0]
     for run, other in zip(runs[1:], configs[1:], strict=True):
-        for name in ("statistics", "transform", "response_scale", "center_crop"):
+        for name in family.same_data:
             if getattr(first, name) != getattr(other, name):
                 raise ConfigError(
                     f"{runs[0].path} and {run.path} cannot form an ensemble: they differ in {name} "
                     f"({getattr(first, name)} and {getattr(other, name)})"
                 )
-    allowed = "all" if first.mice == "all_with_test" else first.mice  # which tiers are for training does not matter
-    return dataclasses.replace(
-        first, path=path or first.path, mice=allowed, mouse_ids=tuple(mouse_ids), limit_data=None, cache_data=None
-    )
+    return family.reading(first, path, mouse_ids)
 
 
 def check_neurons(trained: np.ndarray | None, session: Session, what: str = "the model") -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viv1t.families.closed_loop.build import build_model
+from viv1t.families.closed_loop.data import open_recordings
+from viv1t.families.closed_loop.metrics import VideoScores
 from viv1t.families.closed_loop.names import from_published, to_published
-from viv1t.families.closed_loop.options import CORES, DERIVED, READOUTS, ClosedLoopConfig, all_flags
+from viv1t.families.closed_loop.options import (
+    CORES,
+    DERIVED,
+    READOUTS,
+    ClosedLoopConfig,
+    ClosedLoopDataConfig,
+    all_flags,
+)
 from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
@@ -37,6 +47,10 @@ def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
     return options | shapes | facts | known
 
 
+def _reading(data: ClosedLoopDataConfig, path: str | None, mouse_ids: Sequence[str]) -> ClosedLoopDataConfig:
+    return dataclasses.replace(data, path=path or data.path, mouse_ids=tuple(mouse_ids), limit_data=None)
+
+
 CLOSED_LOOP = Family(
     name="2025",
     flags=all_flags(),
@@ -48,4 +62,8 @@ CLOSED_LOOP = Family(
     from_published=from_published,
     to_published=to_published,
     to_args=_to_args,
+    same_data=("inputs", "outputs", "center_crop"),
+    reading=_reading,
+    open_recordings=open_recordings,
+    scorer=VideoScores,
 )

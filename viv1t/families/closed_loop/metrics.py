@@ -72,6 +72,41 @@ def normalized_per_video(
     return torch.stack(found).nanmean(0) if found else None
 
 
+class VideoScores:
+    """The scores that the run folders of 2025 hold, by their names there; trials arrive video by video.
+
+    As the published code has it, a mouse whose tier repeats no video scores 0 in `normalized_correlation`.
+    """
+
+    def __init__(self) -> None:
+        self._over_trials = CorrelationAccumulator()
+        self._within: Tensor | float = 0.0
+        self._trials = 0
+        self._normalized: Tensor | float = 0.0
+        self._videos: Tensor | float = 0.0
+
+    def add(self, predictions: Sequence[Tensor], responses: Sequence[Tensor]) -> None:
+        """Takes all trials of one video: the last T - 50 frames (N, T - 50) of each."""
+        for prediction, response in zip(predictions, responses, strict=True):
+            self._over_trials.update(prediction, response)
+            self._within = self._within + correlation(prediction, response, dim=1)
+            self._trials += 1
+        normalized = normalized_per_video(predictions, responses, [0] * len(predictions))
+        if normalized is not None:
+            known = ~normalized.isnan()
+            self._normalized = self._normalized + normalized.nan_to_num()
+            self._videos = self._videos + known
+
+    def result(self) -> dict[str, float]:
+        """The scores, mean over neurons."""
+        normalized = torch.as_tensor(self._normalized) / torch.as_tensor(self._videos)
+        return {
+            "correlation": float(self._over_trials.result().mean()),
+            "single_trial_correlation": float(torch.as_tensor(self._within / self._trials).mean()),
+            "normalized_correlation": float(normalized.nanmean().nan_to_num()),
+        }
+
+
 def _repeated(
     predictions: Sequence[Tensor], responses: Sequence[Tensor], videos: Sequence[Hashable]
 ) -> Iterable[tuple[Tensor, Tensor]]:

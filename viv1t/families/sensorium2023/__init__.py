@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from viv1t.config import CORES, READOUTS, SELECTORS, RunConfig, VivitConfig, all_components
+from viv1t.config import CORES, READOUTS, SELECTORS, DataConfig, RunConfig, VivitConfig, all_components
+from viv1t.data.loader import Recordings
 from viv1t.effects import published_slips
 from viv1t.errors import ConfigError
 from viv1t.families.family import Family
@@ -36,6 +38,13 @@ def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
     return options | shapes | {"max_frame": MAX_FRAMES, "trainable_params": trainable}
 
 
+def _reading(data: DataConfig, path: str | None, mouse_ids: Sequence[str]) -> DataConfig:
+    allowed = "all" if data.mice == "all_with_test" else data.mice  # which tiers are for training does not matter
+    return dataclasses.replace(
+        data, path=path or data.path, mice=allowed, mouse_ids=tuple(mouse_ids), limit_data=None, cache_data=None
+    )
+
+
 SENSORIUM2023 = Family(
     name="2023",
     flags=frozenset(all_components()) | frozenset(SELECTORS) | {"output_mode"},
@@ -47,5 +56,8 @@ SENSORIUM2023 = Family(
     from_published=from_published,
     to_published=to_published,
     to_args=_to_args,
+    same_data=("statistics", "transform", "response_scale", "center_crop"),
+    reading=_reading,
+    open_recordings=Recordings.open,
     remarks=published_slips,
 )

@@ -1,0 +1,172 @@
+"""Recordings as models of 2025 see them: whole trials, one statistic per variable, the movie's over its pixels too.
+
+| | video | behavior | pupil_center |
+| --- | --- | --- | --- |
+| standardize | (v - mean) / (std + e) | b / std | (p - mean) / (std + e) |
+| min_max | (v - min) / (max - min) | (b - min) / (max - min) | (p - min) / (max - min) |
+
+Responses are multiplied by `response_precision` of each neuron's standard deviation (`deviation`), taken between each
+neuron's extremes (`min_max`), or only kept from being negative (`none`). `e` is the float32 machine epsilon. Where
+statistics leave nothing to divide by, values are 0, with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from viv1t.config import DataConfig
+from viv1t.data.loader import Recordings
+from viv1t.data.session import Session, discover
+from viv1t.data.statistics import Moments, MouseStatistics, computed_statistics, response_precision
+from viv1t.data.transform import EPSILON, Affine, Transform
+from viv1t.errors import ConfigError, DataError, missing_folder
+from viv1t.families.closed_loop.options import ROCHEFORT_SESSIONS, ClosedLoopDataConfig
+
+log = logging.getLogger("viv1t")
+
+
+def over_pixels(of_pixels: Moments) -> Moments:
+    """Statistics over trials, frames and pixels, from those (H, W) over trials and frames."""
+    mean = of_pixels.mean.astype(np.float64)
+    variance = of_pixels.std.astype(np.float64) ** 2
+    whole = mean.mean()
+    values = of_pixels.min.min(), of_pixels.max.max(), whole, np.sqrt(variance.mean() + ((mean - whole) ** 2).mean())
+    return Moments(*(np.asarray(value, np.float32) for value in values))
+
+
+def build_transform(
+    mouse_id: str,
+    statistics: MouseStatistics,
+    inputs: str,
+    outputs: str,
+    center_crop: float,
+    frame_size: tuple[int, int],
+) -> Transform:
+    """What is done to the trials of one mouse.
+
+    Args:
+        mouse_id: named in warnings and errors.
+        statistics: of the mouse, computed from its recording.
+        inputs, outputs: as of `ClosedLoopDataConfig`.
+        center_crop: share of the frame kept.
+        frame_size: (H, W) in pixels.
+
+    Raises:
+        DataError: a variable is the same in every trial.
+    """
+    assert statistics.time is not None
+    moments = {**statistics.time, "video": over_pixels(statistics.time["video"])}
+    affine = {v: _input_affine(mouse_id, inputs, v, moments[v]) for v in ("video", "behavior", "pupil_center")}
+    affine["response"] = _response_affine(mouse_id, outputs, moments["response"])
+    video = affine["video"]  # for every pixel, as the readers take it
+    offset, scale = (np.full((*frame_size, 1), x, np.float32) for x in (video.offset.item(), video.scale.item()))
+    affine["video"] = Affine(offset, scale)
+    return Transform.of(mouse_id, affine, center_crop, frame_size, floor=outputs == "none")
+
+
+def _input_affine(mouse_id: str, kind: str, variable: str, s: Moments) -> Affine:
+    if kind == "none":
+        return _affine(mouse_id, variable, np.zeros_like(s.mean), np.ones_like(s.mean))
+    if kind == "min_max":
+        return _affine(mouse_id, variable, s.min, s.max - s.min)
+    if variable == "behavior":
+        return _affine(mouse_id, variable, np.zeros_like(s.std), s.std)
+    return _affine(mouse_id, variable, s.mean, s.std + EPSILON)
+
+
+def _response_affine(mouse_id: str, kind: str, s: Moments) -> Affine:
+    if kind == "min_max":
+        return _affine(mouse_id, "response", s.min, s.max - s.min)
+    if kind == "none":
+        return _affine(mouse_id, "response", np.zeros_like(s.std), np.ones_like(s.std))
+    try:
+        precision = response_precision(s.std)
+    except ValueError as error:
+        raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
+    return Affine(np.zeros_like(precision), precision)
+
+
+def _affine(mouse_id: str, variable: str, offset: np.ndarray, divisor: np.ndarray) -> Affine:
+    constant = np.asarray(divisor == 0)
+    if constant.all():
+        raise DataError(
+            f"mouse {mouse_id}, {variable}: is the same in every trial of the tier train, which leaves nothing to "
+            "divide by; use --transform_input 0, or leave the mouse out with --mouse_ids"
+        )
+    if constant.any():
+        log.warning(
+            "mouse %s, %s: %d of %d statistics leave nothing to divide by; the values are set to 0 there",
+            mouse_id, variable, constant.sum(), constant.size,
+        )  # fmt: skip
+    scale = np.where(constant, 0, 1 / np.where(constant, 1, divisor)).astype(np.float32)
+    return Affine(np.asarray(offset, np.float32)[..., None], scale[..., None])
+
+
+def limited_trials(trials: Sequence[int], limit: int | None, seed: int) -> list[int]:
+    """`limit` of a mouse's training trials, drawn as published, ascending; all of them where there are not more."""
+    if limit is None or limit >= len(trials):
+        return sorted(trials)
+    return sorted(np.random.default_rng(seed).choice(list(trials), limit, replace=False).tolist())
+
+
+def limited_neurons(neurons: int, limit: int | None, seed: int) -> np.ndarray:
+    """The indices (min(N, limit),) of the neurons that are used, drawn as published, ascending."""
+    if limit is None:
+        return np.arange(neurons)
+    return np.sort(np.random.RandomState(seed).choice(neurons, min(neurons, limit), replace=False))
+
+
+def find_sessions(config: ClosedLoopDataConfig) -> dict[str, Session]:
+    """The mice that are asked for, in that order.
+
+    `data_dir` holds a folder per laboratory, `sensorium` and `rochefort-lab`, or the Sensorium sessions themselves.
+
+    Raises:
+        DataError: the folder or a mouse is not there, or damaged.
+    """
+    root = Path(config.path)
+    if not root.is_dir():
+        raise missing_folder(root, "give the folder that holds sensorium/", option="--data_dir ")
+    sensorium, rochefort = root / "sensorium", root / "rochefort-lab"
+    found: dict[str, Path] = discover(sensorium) if sensorium.is_dir() or not rochefort.is_dir() else {}
+    if not sensorium.is_dir() and not rochefort.is_dir():
+        found = discover(root)
+    for name, path in (discover(rochefort) if rochefort.is_dir() else {}).items():
+        letters = [(m, first) for m, first in ROCHEFORT_SESSIONS.items() if name[:-1] == first[:-1]]
+        mouse = name if not letters else letters[0][0] + ("" if name == letters[0][1] else f"_day{name[-1]}")
+        found[mouse] = path
+    wanted = list(found) if config.mouse_ids is None else list(config.mouse_ids)
+    if missing := [mouse for mouse in wanted if mouse not in found]:
+        raise DataError(
+            f"--data_dir {root}: missing mice {', '.join(missing)}; there are {', '.join(found) or 'none'}: choose "
+            "with --mouse_ids"
+        )
+    return {mouse: Session.open(found[mouse], mouse) for mouse in wanted}
+
+
+def open_recordings(
+    config: ClosedLoopDataConfig, seed: int, rank: int = 0, ranks: int = 1, device: torch.device | None = None
+) -> Recordings:
+    """As `Recordings.open`, for the options of 2025."""
+    if config.limit_neurons is not None:
+        raise ConfigError("--limit_neurons is not read here yet: leave it out")
+    sessions = find_sessions(config)
+    frame_size = next(iter(sessions.values())).frame_size
+    if odd := [mouse for mouse, session in sessions.items() if session.frame_size != frame_size]:
+        raise DataError(f"--data_dir {config.path}: movies of mouse {', '.join(odd)} are of another size")
+    statistics = {mouse: computed_statistics(session) for mouse, session in sessions.items()}
+    transforms = {
+        mouse: build_transform(mouse, known, config.inputs, config.outputs, config.center_crop, frame_size)
+        for mouse, known in statistics.items()
+    }
+    plain = DataConfig(
+        path=config.path, mice="all", transform="standardize", response_scale="neuron", center_crop=config.center_crop,
+        crop_frame=config.crop_frame, batch_size=config.batch_size, num_workers=config.num_workers,
+    )  # fmt: skip
+    train = {mouse: limited_trials(s.trials("train"), config.limit_data, seed) for mouse, s in sessions.items()}
+    return Recordings(plain, seed, sessions, dict(statistics), transforms, frame_size, rank, ranks, device, train)
