@@ -38,8 +38,8 @@ def _work(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     check_run_folders(args.runs)
 
-    from viv1t.cli.score_tables import NOTES, as_table, as_tables
-    from viv1t.evaluate import VIEWS, as_mapping, evaluate, merged, read_evaluation
+    from viv1t.cli.score_tables import NOTES, as_table, as_tables, own_table
+    from viv1t.evaluate import VIEWS, as_mapping, evaluate, family_scores, merged, read_evaluation
     from viv1t.train.ensemble import open_ensemble
     from viv1t.train.run_folder import RunFolder
     from viv1t.train.trainer import best_device
@@ -50,6 +50,7 @@ def _work(argv: Sequence[str] | None) -> int:
     with closing(recordings):
         views = [v for v in VIEWS if v.scale == "neuron" or runs[0].config().data.transform != "none"]
         scores = evaluate(models, recordings, tiers, views if args.all_metrics else ())
+        own = family_scores(models, recordings, tiers, runs[0].family())
     for tier, score in scores.items():
         if score.hidden:
             print(f"{tier}: the responses of mouse {', '.join(score.hidden)} are withheld; left out")
@@ -66,7 +67,9 @@ def _work(argv: Sequence[str] | None) -> int:
             if score.single_trial:
                 print("", as_tables(tier, score), sep="\n")
         print(f"\n{NOTES}")
-    result = as_mapping(scores)
+    if own:
+        print("", own_table(own), sep="\n")
+    result = own or as_mapping(scores)
     if args.output:
         output = Path(args.output)
     elif len(runs) > 1:

@@ -14,6 +14,13 @@ neurons whose repeats have no signal in common, FEVE those with less than 15% of
 scores are those of unscaled responses."""
 
 
+OWN_NAMES = {
+    "correlation": "correlation is over all trials together (single trial above)",
+    "single_trial_correlation": "single_trial_correlation is within each trial (per trial above)",
+    "normalized_correlation": "normalized_correlation is CCnorm of each repeated movie, mean over movies",
+}
+
+
 def as_table(scores: Mapping[str, TierScores]) -> str:
     """A table for people: a row per mouse, two columns per tier."""
     shown = [tier for tier, score in scores.items() if score.single_trial]
@@ -37,6 +44,22 @@ def as_table(scores: Mapping[str, TierScores]) -> str:
         )
     means = {t: (mean_over_mice(scores[t].single_trial), mean_over_mice(scores[t].to_average)) for t in shown}
     lines.append(f"{'average':<{width}}" + cells(means))
+    return "\n".join(lines)
+
+
+def own_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The scores that a family's own run folders hold, with what their names mean there."""
+    names = list(dict.fromkeys(name for tier in scores.values() for name in tier))
+    mice = list(dict.fromkeys(m for tier in scores.values() for values in tier.values() for m in values))
+    width = max(len(m) for m in mice)
+    lines = [f"by the definitions of the family of 2025: {'; '.join(OWN_NAMES[name] for name in names)}"]
+    for tier, of_tier in scores.items():
+        lines.append(f"{tier}:")
+        lines.append(" " * width + "".join(f"  {name:>{max(len(name), 7)}}" for name in names))
+        for mouse in mice:
+            cells = [_number(of_tier.get(name, {}).get(mouse)) for name in names]
+            row = "".join(f"  {c:>{max(len(n), 7)}}" for c, n in zip(cells, names, strict=True))
+            lines.append(f"{mouse:<{width}}{row}")
     return "\n".join(lines)
 
 

@@ -149,7 +149,7 @@ class Transform:
         frame_size: tuple[int, int],
         floor: bool = False,
     ) -> Transform:
-        """A transform whose parts are known: what is subtracted and multiplied, the share kept of the frame, `floor`."""
+        """A transform of known parts: what is subtracted and multiplied, the share of the frame kept, `floor`."""
         known = cls(mouse_id, "none", None, 1, frame_size)
         known.affine, known._max_frames = affine, MAX_FRAMES if affine else None
         known.floor = floor

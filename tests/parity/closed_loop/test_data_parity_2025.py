@@ -222,3 +222,17 @@ def test_negative_responses_become_zero_without_a_scale(data: Path, tmp_path: Pa
         batch = next(iter(recordings.trials("G", "validation", [trial])))
         np.testing.assert_allclose(batch.response[0].numpy(), np.maximum(values - 0.5, 0)[:, :300], rtol=1e-6)
         recordings.close()
+
+
+def test_the_command_writes_the_published_evaluation(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from viv1t.cli.evaluate import main
+
+    folder, out = required() / "run" / "run", tmp_path / "evaluation.yaml"
+    assert main([str(folder), "--data", str(data), "--output", str(out), "--device", "cpu"]) == 0
+    found, wanted = (yaml.safe_load(path.read_text()) for path in (out, folder / "evaluation.yaml"))
+    assert found["validation"].keys() == wanted["validation"].keys()
+    for name, values in wanted["validation"].items():
+        assert found["validation"][name] == pytest.approx(values, abs=1e-5)
+    assert "correlation is over all trials together" in capsys.readouterr().out

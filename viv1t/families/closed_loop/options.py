@@ -27,6 +27,14 @@ ROCHEFORT_SESSIONS: Mapping[str, str] = {
 class ClosedLoopDataConfig(_Checked):
     """Which recordings are used and how they are transformed."""
 
+    # What the readers of recordings ask of every family, and this one leaves no choice of.
+    mice: ClassVar[str] = "all"
+    statistics: ClassVar[str] = "computed"
+    transform: ClassVar[str] = "standardize"
+    response_scale: ClassVar[str] = "neuron"
+    cache_data: ClassVar[str | None] = None
+    transfer: ClassVar[str] = "float32"
+
     path: str = option("data_dir", "data", help="folder of recordings, by laboratory: sensorium/<session>, ...")
     mouse_ids: tuple[str, ...] | None = option(
         "mouse_ids", tuple(SENSORIUM_SESSIONS), help="these mice; default A to J"
