@@ -8,13 +8,13 @@ take, runs `cpu.py`.
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.dispatch import takes_kernels
 from ..common.dropout import new_seed
 from ..common.exporting import is_exporting
 from ..common.norms import norm_of
@@ -96,8 +96,9 @@ def check_rotary(rotary: Rotary | None, length: int, head_dim: int) -> None:
 
 def implementation(packed: Tensor, head_dim: int) -> ModuleType:
     """The module with `forward` and `backward` (see `settings.py`) for these inputs."""
-    kernels = packed.is_cuda and packed.dtype != torch.float64 and head_dim % 16 == 0 and head_dim <= 128
-    if kernels and importlib.util.find_spec("triton") is not None:
+    fits = head_dim % 16 == 0 and head_dim <= 128
+    limit = None if fits else f"kernels take head sizes that are multiples of 16 up to 128, not {head_dim}"
+    if takes_kernels("attention", packed.device, packed.dtype, limit):
         from . import triton
 
         return triton

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common import tiles
 from ..common.dropout import drop_threshold, keep_scale
+from ..common.launch import launch
 from ..common.philox import keep_tile
+from ..common.precision import allows_tf32
 from ..common.variant import Variant
 from .settings import Prepared, Settings, prepare, prepare_backward
 
@@ -386,48 +389,9 @@ def parts_of(head_dim: int) -> tuple[int, int, int]:
     return first, second, third
 
 
-class Tile(NamedTuple):
-    """How a kernel is cut: rows and columns of a block, warps, and stages of the software pipeline."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-def tile_of(kernel: str, head_dim: int, precision: str, dtype: torch.dtype, length: int) -> Tile:
-    """The tile of `forward`, `backward_q` or `backward_kv`, such that no registers spill; not yet chosen by timings."""
-    if dtype == torch.float32 and precision == "ieee":  # without tensor cores operands are in registers
-        if kernel == "backward_kv":
-            return Tile(16, 32, 8, 1)
-        if kernel == "forward" and head_dim in (80, 96):
-            return Tile(32, 32, 8, 2)
-        if kernel == "backward_q" and head_dim == 128:
-            return Tile(16, 16, 8, 2)
-        one_stage = (48, 112) if kernel == "forward" else (112,)
-        return Tile(32, 16, 8, 1 if head_dim in one_stage else 2)
-    if dtype == torch.float32:
-        if kernel == "backward_kv":
-            return Tile(16, 32, 4, 2)
-        return Tile(64, 32 if kernel == "backward_q" or head_dim > 48 else 16, 4, 2)
-    if kernel == "forward":
-        if head_dim > 96:
-            return Tile(128, 32, 8, 2)
-        # A larger block reads keys and values less often, but may be padded more.
-        rows = 128 if _padded(length, 128) <= 1.15 * _padded(length, 64) else 64
-        return Tile(rows, 64, rows // 16, 2)
-    if kernel == "backward_q":
-        return Tile(64, 32, 4 if head_dim <= 80 else 8, 2)
-    return Tile(32 if head_dim <= 80 else 16, 64, 4, 2)
-
-
-def _padded(length: int, block: int) -> int:
-    return -(-length // block) * block
-
-
 def _precision(dtype: torch.dtype, head_dim: int) -> str:
     """How float32 is multiplied: as PyTorch is set, but exactly where TF32 would spill registers."""
-    tf32 = dtype == torch.float32 and head_dim <= _LARGEST_TF32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = dtype == torch.float32 and head_dim <= _LARGEST_TF32 and allows_tf32()
     return "tf32" if tf32 else "ieee"
 
 
@@ -460,15 +424,16 @@ def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     if not out.numel():
         return out, lse
     precision = _precision(packed.dtype, settings.head_dim)
-    tile = tile_of("forward", settings.head_dim, precision, packed.dtype, length)
+    tile = tiles.attention("forward", settings.head_dim, precision, packed.dtype, length)
     unit, strides = _strides(packed)
-    with torch.cuda.device_of(packed):
-        forward_kernel[(sequences * settings.heads * triton.cdiv(length, tile.block_m),)](
-            packed, out, lse, settings.seed, *strides, length, settings.scale * _LOG2E.value,
-            drop_threshold(settings.dropout), keep_scale(settings.dropout),
-            settings.heads, *parts_of(settings.head_dim), unit, tile.block_m, tile.block_n, settings.causal,
-            settings.seed is not None, precision, num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    programs = sequences * settings.heads * triton.cdiv(length, tile.rows)
+    launch(
+        forward_kernel, (programs,), tile,
+        packed, out, lse, settings.seed, *strides, length, settings.scale * _LOG2E.value,
+        drop_threshold(settings.dropout), keep_scale(settings.dropout),
+        settings.heads, *parts_of(settings.head_dim), unit, tile.rows, tile.columns, settings.causal,
+        settings.seed is not None, precision,
+    )  # fmt: skip
     return out, lse
 
 
@@ -482,22 +447,21 @@ def _launch_backward(
     dropped = torch.empty_like(out) if dropout else grad
     sizes = (length, settings.scale, settings.scale * _LOG2E.value)
     constants = (settings.heads, *parts_of(head_dim))
-    with torch.cuda.device_of(packed):
-        tile = tile_of("backward_q", head_dim, precision, dtype, length)
-        unit, strides = _strides(packed, grad, grad_packed)
-        backward_q_kernel[(programs * triton.cdiv(length, tile.block_m),)](
-            packed, grad, out, lse, settings.seed, grad_packed, delta, dropped, *strides, *sizes,
-            drop_threshold(settings.dropout), keep_scale(settings.dropout),
-            *constants, unit, tile.block_m, tile.block_n, settings.causal, dropout, precision,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-        tile = tile_of("backward_kv", head_dim, precision, dtype, length)
-        unit, strides = _strides(packed, dropped, grad_packed)
-        backward_kv_kernel[(programs * triton.cdiv(length, tile.block_n),)](
-            packed, dropped, lse, delta, grad_packed, *strides, *sizes,
-            *constants, unit, tile.block_m, tile.block_n, settings.causal, precision,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+    tile = tiles.attention("backward_q", head_dim, precision, dtype, length)
+    unit, strides = _strides(packed, grad, grad_packed)
+    launch(
+        backward_q_kernel, (programs * triton.cdiv(length, tile.rows),), tile,
+        packed, grad, out, lse, settings.seed, grad_packed, delta, dropped, *strides, *sizes,
+        drop_threshold(settings.dropout), keep_scale(settings.dropout),
+        *constants, unit, tile.rows, tile.columns, settings.causal, dropout, precision,
+    )  # fmt: skip
+    tile = tiles.attention("backward_kv", head_dim, precision, dtype, length)
+    unit, strides = _strides(packed, dropped, grad_packed)
+    launch(
+        backward_kv_kernel, (programs * triton.cdiv(length, tile.columns),), tile,
+        packed, dropped, lse, delta, grad_packed, *strides, *sizes,
+        *constants, unit, tile.rows, tile.columns, settings.causal, precision,
+    )  # fmt: skip
 
 
 def backward(
@@ -524,7 +488,7 @@ def variants() -> Iterator[Variant]:
     for (dtype, precision), head_dim, (name, kernel) in itertools.product(types, range(16, 129, 16), kernels.items()):
         if precision == "tf32" and head_dim > _LARGEST_TF32:
             continue
-        for tile in sorted({tile_of(name, head_dim, precision, dtype, length) for length in (64, 116, 435)}):
+        for tile in sorted({tiles.attention(name, head_dim, precision, dtype, length) for length in (64, 116, 435)}):
             for causal, dropout in itertools.product((False, True), repeat=2):
                 if dropout and name == "backward_kv":
                     continue
@@ -532,18 +496,25 @@ def variants() -> Iterator[Variant]:
 
 
 def _variant(
-    name: str, kernel: Any, dtype: torch.dtype, precision: str, head_dim: int, tile: Tile, causal: bool, dropout: bool
+    name: str,
+    kernel: Any,
+    dtype: torch.dtype,
+    precision: str,
+    head_dim: int,
+    tile: tiles.Tile,
+    causal: bool,
+    dropout: bool,
 ) -> Variant:
     d0, d1, d2 = parts_of(head_dim)
     values: dict[str, Any] = {
         **dict.fromkeys(("packed", "out", "grad", "grad_packed", "dropped"), dtype),
         **dict.fromkeys(("lse", "delta"), torch.float32), "seed": torch.int64 if dropout else None,
         **dict.fromkeys(("scale", "log2_scale", "dropout_scale"), float), "threshold": int, "length": int,
-        "HEADS": 11, "D0": d0, "D1": d1, "D2": d2, "UNIT": 8, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "HEADS": 11, "D0": d0, "D1": d1, "D2": d2, "UNIT": 8, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns,
         "CAUSAL": causal, "DROPOUT": dropout, "PRECISION": precision,
     }  # fmt: skip
     arguments = {n: int if n.endswith("stride") else values[n] for n in kernel.arg_names}
     kind = "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
     flags = [flag for flag, on in (("causal", causal), ("dropout", dropout)) if on]
-    label = f"{name} {kind} {head_dim} {tile.block_m}x{tile.block_n}"
+    label = f"{name} {kind} {head_dim} {tile.rows}x{tile.columns}"
     return Variant(" ".join([label, *flags]), kernel, arguments, tile.warps, tile.stages)

@@ -13,11 +13,19 @@ import torch
 HALF = (torch.bfloat16, torch.float16)
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch may multiply float32 as TF32, by whichever of its switches that was said.
+
+    The older switch, `allow_tf32`, cannot be read any more once a newer one was used.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def input_precision(dtype: torch.dtype) -> str:
     """Of `tl.dot` for operands of a type: float32 is split in three unless PyTorch is allowed TF32."""
     if dtype in HALF:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if allows_tf32() else "tf32x3"
 
 
 _CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # as Linux calls them, of x86 and of ARM

@@ -6,7 +6,6 @@ are drawn again from the seed. GPUs run the Triton kernels of `triton.py`, CPUs 
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -17,15 +16,16 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.operator import attention, check_rotary
 from ..attention.rotary import Rotary
 from ..common.activations import ACTIVATIONS
+from ..common.dispatch import takes_kernels
 from ..common.dropout import new_seed
 from ..common.exporting import is_exporting
-from ..common.precision import HALF
+from ..common.precision import allows_tf32
+from ..common.tiles import parallel_block_memory
 from . import cpu, reference
 from .settings import BlockSettings, BlockWeights, norms_of
 
 __all__ = ["BlockSettings", "BlockWeights", "parallel_block"]
 
-_TRITON = importlib.util.find_spec("triton") is not None
 _WEIGHTS = len(BlockWeights._fields)
 # A program of a GPU holds rows of D values whole.
 _LARGEST_DEPTH = 256
@@ -87,9 +87,12 @@ def _takes(x: Tensor, settings: BlockSettings) -> bool:
     """Whether the operator takes these inputs."""
     if x.device.type == "cpu":
         return True
-    tensor_cores = settings.dtype in HALF or (settings.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
-    fits = x.shape[2] <= _LARGEST_DEPTH and x.dtype != torch.float64
-    return x.is_cuda and _TRITON and tensor_cores and fits
+    if settings.dtype == torch.float32 and not allows_tf32():
+        return False  # a product without tensor cores is no slower on its own
+    depth = x.shape[2]
+    limit = None if depth <= _LARGEST_DEPTH else f"kernels take up to {_LARGEST_DEPTH} values a token, not {depth}"
+    dtype = torch.promote_types(x.dtype, settings.dtype)
+    return takes_kernels("parallel_block", x.device, dtype, limit, parallel_block_memory(depth, settings.dtype))
 
 
 def _implementation(device: torch.device) -> ModuleType:

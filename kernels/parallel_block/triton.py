@@ -7,7 +7,7 @@ are summed over parts of the tokens and then over the parts, in a fixed order an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -16,8 +16,11 @@ from torch import Tensor
 from ..attention.operator import implementation
 from ..attention.rotary import Rotary
 from ..attention.settings import Settings
+from ..common import tiles
 from ..common.dropout import drop_threshold, keep_scale
-from ..common.precision import HALF, input_precision
+from ..common.launch import launch
+from ..common.precision import input_precision
+from ..common.tiles import Tile, padded_depth
 from ..common.variant import Variant
 from .settings import BlockSettings, BlockWeights, Kept, norms_of
 from .triton_kernels import (
@@ -31,43 +34,6 @@ from .triton_kernels import (
 
 # Parts that the tokens are cut into in the backward; the gradients of the weights exist once for each.
 _SPLITS = 64
-
-
-class Tile(NamedTuple):
-    """How a kernel is cut: tokens, columns and hidden values of a block, 0 where it has none; warps, stages."""
-
-    tokens: int
-    columns: int
-    hidden: int
-    warps: int
-    stages: int
-
-
-def tile_of(kernel: str, depth: int, dtype: torch.dtype, swiglu: bool) -> Tile:
-    """The tile of one of `variants`' kernels; chosen by registers, not yet by timings."""
-    wide = depth_of(depth) > 128
-    if kernel == "rows":
-        return Tile(16 if wide else 32, 0, 0, 4, 1)
-    if dtype in HALF:
-        return {
-            "project": Tile(64 if wide else 128, 64, 0, 8, 2),
-            "output": Tile(32, 64, 32, 8, 2) if wide else Tile(64, 64, 32, 4, 2),
-            "input": Tile(32 if wide else 64, 64, 32, 8, 2),
-            "weight": Tile(64, 64 if wide else 128, 0, 8, 3),
-            "ff_weight": Tile(32, 0, 16 if wide or swiglu else 32, 8, 2),
-        }[kernel]
-    return {
-        "project": Tile(32 if wide else 64, 32 if wide else 64, 0, 8, 2),
-        "output": Tile(32, 32, 16, 4, 2) if wide else Tile(64, 64, 16, 8, 2),
-        "input": Tile(16, 32, 32, 8, 2) if wide else Tile(32, 32, 16, 8, 2),
-        "weight": Tile(32, 32 if wide else 64, 0, 8, 3),
-        "ff_weight": Tile(16, 0, 16, 4, 2) if wide and not swiglu else Tile(16, 0, 16, 8, 1 if wide else 2),
-    }[kernel]
-
-
-def depth_of(depth: int) -> int:
-    """Columns of a row with its padding."""
-    return max(16, triton.next_power_of_2(depth))
 
 
 class _Block:
@@ -92,24 +58,24 @@ class _Block:
         )
 
     def tile(self, kernel: str) -> Tile:
-        return tile_of(kernel, self.depth, self.dtype, self.swiglu)
+        return tiles.parallel_block(kernel, self.depth, self.dtype, self.swiglu)
 
     def new(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self.x.device)
 
     def splits(self, tile: Tile) -> tuple[int, int]:
         """Parts of the tokens, and the tokens of each but the last."""
-        span = triton.cdiv(self.tokens, _SPLITS * tile.tokens) * tile.tokens
+        span = triton.cdiv(self.tokens, _SPLITS * tile.rows) * tile.rows
         return triton.cdiv(self.tokens, span), span
 
     def project(self, rows: Tensor, weight: Tensor, normalise: bool) -> Tensor:
         """(S, L, columns) of products of the rows, or of their LayerNorm, with each of a weight's (columns, D)."""
         tile, columns = self.tile("project"), len(weight)
         out = torch.empty(*self.shape, columns, dtype=self.dtype, device=rows.device)
-        project_kernel[(triton.cdiv(self.tokens, tile.tokens),)](
+        launch(
+            project_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
             rows, *self.norm, weight, out, self.tokens, self.eps, self.depth, columns, normalise,
-            tile.tokens, tile.columns, depth_of(self.depth), input_precision(self.dtype),
-            num_warps=tile.warps, num_stages=tile.stages,
+            tile.rows, tile.columns, padded_depth(self.depth), input_precision(self.dtype),
         )  # fmt: skip
         return out
 
@@ -118,10 +84,10 @@ class _Block:
         tile = self.tile("rows")
         rows, of_ff = (torch.empty_like(self.x, dtype=self.dtype) for _ in range(2))
         of_attention = torch.empty_like(of_ff) if self.paths else of_ff
-        rows_kernel[(triton.cdiv(self.tokens, tile.tokens),)](
+        launch(
+            rows_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
             grad, self.x, *self.norm, self.seed, rows, of_attention, of_ff, self.tokens, self.length, self.eps,
-            *self.path_numbers, self.depth, self.paths, tile.tokens, depth_of(self.depth),
-            num_warps=tile.warps, num_stages=tile.stages,
+            *self.path_numbers, self.depth, self.paths, tile.rows, padded_depth(self.depth),
         )  # fmt: skip
         return rows, of_attention, of_ff
 
@@ -131,25 +97,26 @@ class _Block:
 
     def output(self, attended: Tensor) -> Tensor:
         tile, y = self.tile("output"), torch.empty_like(self.x)
-        output_kernel[(triton.cdiv(self.tokens, tile.tokens),)](
+        launch(
+            output_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
             self.x, *self.norm, self.ff_in, self.ff_out, attended, self.attention_out, self.seed, y,
             self.tokens, self.length, self.eps, *self.ff[:2], *self.path_numbers,
             self.depth, attended.shape[2], self.mlp, self.swiglu, self.ff[2], self.paths,
-            tile.tokens, tile.columns, tile.hidden, depth_of(self.depth), input_precision(self.dtype),
-            num_warps=tile.warps, num_stages=tile.stages,
+            tile.rows, tile.columns, tile.inner, padded_depth(self.depth), input_precision(self.dtype),
         )  # fmt: skip
         return y
 
     def of_input(self, grad: Tensor, rows: Tensor, of_ff: Tensor, grad_packed: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, and of the norm's weight and bias, float32."""
         tile, grad_x = self.tile("input"), torch.empty_like(self.x)
-        programs = triton.cdiv(self.tokens, tile.tokens)
+        programs = triton.cdiv(self.tokens, tile.rows)
         of_norm = self.new(programs, 2, self.depth)
-        input_kernel[(programs,)](
+        launch(
+            input_kernel, (programs,), tile,
             grad, self.x, self.norm[0], rows, of_ff, self.ff_in, self.ff_out, grad_packed, self.packed_in, self.seed,
             grad_x, of_norm, self.tokens, self.eps, *self.ff[:2], self.depth, len(self.packed_in), self.mlp,
-            self.swiglu, self.ff[2], tile.tokens, tile.columns, tile.hidden, depth_of(self.depth),
-            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
+            self.swiglu, self.ff[2], tile.rows, tile.columns, tile.inner, padded_depth(self.depth),
+            input_precision(self.dtype),
         )  # fmt: skip
         return grad_x, of_norm[:, 0].sum(0), of_norm[:, 1].sum(0)
 
@@ -158,9 +125,10 @@ class _Block:
         tile, width = self.tile("weight"), columns.shape[2]
         splits, span = self.splits(tile)
         found = self.new(splits, width, self.depth)
-        weight_kernel[(triton.cdiv(width, tile.columns), splits)](
-            columns, rows, found, self.tokens, span, self.depth, width, tile.tokens, tile.columns,
-            depth_of(self.depth), input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        launch(
+            weight_kernel, (triton.cdiv(width, tile.columns), splits), tile,
+            columns, rows, found, self.tokens, span, self.depth, width, tile.rows, tile.columns,
+            padded_depth(self.depth), input_precision(self.dtype),
         )  # fmt: skip
         return found.sum(0)
 
@@ -169,10 +137,11 @@ class _Block:
         tile = self.tile("ff_weight")
         splits, span = self.splits(tile)
         of_in, of_out = self.new(splits, len(self.ff_in), self.depth), self.new(splits, self.mlp, self.depth)
-        ff_weight_kernel[(triton.cdiv(self.mlp, tile.hidden), splits)](
+        launch(
+            ff_weight_kernel, (triton.cdiv(self.mlp, tile.inner), splits), tile,
             rows, of_ff, self.ff_in, self.ff_out, self.seed, of_in, of_out, self.tokens, span, *self.ff[:2],
-            self.depth, self.mlp, self.swiglu, self.ff[2], tile.tokens, tile.hidden, depth_of(self.depth),
-            input_precision(self.dtype), num_warps=tile.warps, num_stages=tile.stages,
+            self.depth, self.mlp, self.swiglu, self.ff[2], tile.rows, tile.inner, padded_depth(self.depth),
+            input_precision(self.dtype),
         )  # fmt: skip
         return of_in.sum(0), of_out.sum(0)
 
@@ -194,10 +163,9 @@ def forward(
     """See `settings.py`."""
     if not x.numel():
         return x.new_empty(x.shape), new_kept(x, weights, settings, keep)
-    with torch.cuda.device_of(x):
-        block = _Block(x, weights, settings, rotary, seed)
-        kept = block.attend()
-        y = block.output(kept[1])
+    block = _Block(x, weights, settings, rotary, seed)
+    kept = block.attend()
+    y = block.output(kept[1])
     return y, kept if keep else new_kept(x, weights, settings, False)
 
 
@@ -209,19 +177,18 @@ def backward(
     given = [w for w in weights if w is not None]
     if not x.numel():
         return [x.new_empty(x.shape), *(torch.zeros_like(w) for w in given)]
-    with torch.cuda.device_of(x):
-        block, grad = _Block(x, weights, settings, rotary, seed), grad.contiguous()
-        packed, attended, lse = block.attend() if kept is None else kept
-        rows, of_attention, of_ff = block.rows(grad)
-        of_attention_out = block.of_weight(attended, of_attention).t()
-        d_attended = block.project(of_attention, block.attention_out, False)
-        grad_packed = torch.empty_like(packed)
-        attention = implementation(packed, block.settings.head_dim)
-        of_norms = attention.backward(d_attended, packed, attended, lse, block.settings, grad_packed)
-        del packed, attended, d_attended
-        of_packed_in = block.of_weight(grad_packed, rows)
-        of_ff_in, of_ff_out = block.of_feed_forward(rows, of_ff)
-        grad_x, *of_norm = block.of_input(grad, rows, of_ff, grad_packed)
+    block, grad = _Block(x, weights, settings, rotary, seed), grad.contiguous()
+    packed, attended, lse = block.attend() if kept is None else kept
+    rows, of_attention, of_ff = block.rows(grad)
+    of_attention_out = block.of_weight(attended, of_attention).t()
+    d_attended = block.project(of_attention, block.attention_out, False)
+    grad_packed = torch.empty_like(packed)
+    attention = implementation(packed, block.settings.head_dim)
+    of_norms = attention.backward(d_attended, packed, attended, lse, block.settings, grad_packed)
+    del packed, attended, d_attended
+    of_packed_in = block.of_weight(grad_packed, rows)
+    of_ff_in, of_ff_out = block.of_feed_forward(rows, of_ff)
+    grad_x, *of_norm = block.of_input(grad, rows, of_ff, grad_packed)
     found = [*of_norm, torch.cat((of_packed_in, of_ff_in)), of_attention_out, of_ff_out.t(), *of_norms]
     return [grad_x, *(f.to(w.dtype).contiguous() for f, w in zip(found, given, strict=True))]
 
@@ -243,7 +210,7 @@ def variants() -> Iterator[Variant]:
 def _variants(
     name: str, kernel: Any, dtype: torch.dtype, depth: int, mlp: int, swiglu: bool, drops: bool
 ) -> Iterator[Variant]:
-    names, tile, inner = kernel.arg_names, tile_of(name, depth, dtype, swiglu), 528
+    names, tile, inner = kernel.arg_names, tiles.parallel_block(name, depth, dtype, swiglu), 528
     if (swiglu and "SWIGLU" not in names) or (drops and "seed" not in names):
         return
     for normalised in (True, False) if "NORMALISED" in names else (True,):
@@ -255,10 +222,10 @@ def _variants(
             **dict.fromkeys(("of_weight", "of_in", "of_out"), torch.float32),
             **dict.fromkeys(("tokens", "length", "span", "ff_threshold", "path_threshold"), int),
             **dict.fromkeys(("eps", "ff_scale", "path_scale"), float),
-            "seed": torch.int64 if drops else None, "D": depth, "DEPTH": depth_of(depth), "WIDTH": 3 * inner,
+            "seed": torch.int64 if drops else None, "D": depth, "DEPTH": padded_depth(depth), "WIDTH": 3 * inner,
             "INNER": inner, "PACKED": 3 * inner, "MLP": mlp, "SWIGLU": swiglu, "NORMALISED": normalised,
-            "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.tokens, "BLOCK_N": tile.columns, "BLOCK_K": tile.columns,
-            "BLOCK_C": tile.hidden, "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
+            "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.columns,
+            "BLOCK_C": tile.inner, "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
         }  # fmt: skip
         kind = "tf32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
         flags = {"swiglu": swiglu, "drops": drops, "plain": not normalised}

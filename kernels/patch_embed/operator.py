@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv1d_weight
 
+from ..common.dispatch import takes_kernels
 from . import cpu, reference
 
 
-def _implementation(device: torch.device) -> ModuleType:
-    if device.type == "cuda":
+def _implementation(weight: Tensor, products: torch.dtype, size: Sequence[int], stride: Sequence[int]) -> ModuleType:
+    """The module with `project` and `project_backward` (see `cpu.py`) for these inputs."""
+    square = size[1] == size[2] and stride[1] == stride[2]
+    limit = None if square else f"kernels take square patches and strides, not {size[1:]} and {stride[1:]}"
+    dtype = torch.promote_types(weight.dtype, products)
+    if takes_kernels("patch_embed", weight.device, dtype, limit):
         from . import triton
 
         return triton
@@ -83,7 +88,7 @@ def _forward(
         video, state = reference.centred(video.to(weight.dtype), None if state is None else state.to(weight.dtype))
         rstd = reference.inverse_deviations(video, state, size, stride, eps).permute(0, 2, 3, 4, 1).contiguous()
         same = reference.state_term(state, kernel, stride)
-        project = _implementation(video.device).project
+        project = _implementation(weight, products, size, stride).project
         y = project(video.to(products), kernel[:, 0].to(products), stride, same, rstd, offset)
     return y, rstd
 
@@ -122,7 +127,7 @@ def _backward(
     with torch.autocast(video.device.type, enabled=False):
         video, state = reference.centred(video.to(weight.dtype), None if state is None else state.to(weight.dtype))
         of_kernel = weight.new_empty(len(weight), 1 if state is None else 1 + state.shape[1], *size)
-        project_backward = _implementation(video.device).project_backward
+        project_backward = _implementation(weight, products, size, stride).project_backward
         of_kernel[:, 0] = project_backward(grad, rstd, video.to(products), size, stride)
         if state is not None:
             same = torch.einsum("btyxd,btyxo->bdt", grad, rstd)  # of the state's term

@@ -10,13 +10,15 @@ backward owns a block of the weight's values and walks over a part of the positi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common import tiles
+from ..common.launch import launch
 from ..common.precision import input_precision
 from ..common.variant import Variant
 
@@ -108,28 +110,8 @@ def weight_kernel(
     tl.store(at, total, mask=(k < values)[:, None] & (columns < D)[None, :])
 
 
-class Tile(NamedTuple):
-    """How a kernel is cut: output frames, a patch's values and columns of a block; warps, stages."""
-
-    frames: int
-    values: int
-    columns: int
-    warps: int
-    stages: int
-
-
 # Parts that the positions are cut into in the backward; the weight's gradient exists once for each.
 _SPLITS = 16
-
-
-def tile_of(kernel: str, depth: int, length: int, dtype: torch.dtype) -> Tile:
-    """The tile of `project` or `weight`; chosen by registers and padding, not yet by timings."""
-    columns = min(128, max(16, triton.next_power_of_2(depth)))
-    if dtype == torch.float32:
-        return Tile(64, 32, columns, 8, 2) if kernel == "project" else Tile(32, 64, columns, 8, 2)
-    if kernel == "project":
-        return Tile(128 if -length % 128 <= -length % 64 + 16 else 64, 32, columns, 8, 3)
-    return Tile(32, 128, columns, 8, 3)
 
 
 def _geometry(video: Tensor, patches: Sequence[int], stride: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
@@ -150,16 +132,16 @@ def project(
     batch, length, *grid, _ = rstd.shape
     depth, *size = kernel.shape
     out = offset.new_empty(batch, length, *grid, depth)
-    tile = tile_of("project", depth, length, video.dtype)
+    tile = tiles.patch_embed("project", depth, length, video.dtype)
     weight = kernel.permute(2, 3, 1, 0).contiguous()
     if same is not None:
         same = same.transpose(1, 2).contiguous()
-    programs = batch * grid[0] * grid[1] * triton.cdiv(length, tile.frames), triton.cdiv(depth, tile.columns)
-    project_kernel[programs](
+    programs = batch * grid[0] * grid[1] * triton.cdiv(length, tile.rows), triton.cdiv(depth, tile.columns)
+    launch(
+        project_kernel, programs, tile,
         _time_last(video), weight, same, rstd, offset, out, video.shape[2], length, stride[0],
         *_geometry(video, [length, *grid], stride, size), depth, same is not None,
-        tile.frames, tile.values, tile.columns, input_precision(video.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        tile.rows, tile.inner, tile.columns, input_precision(video.dtype),
     )  # fmt: skip
     return out
 
@@ -168,14 +150,14 @@ def project_backward(grad: Tensor, rstd: Tensor, video: Tensor, size: Sequence[i
     """See `cpu.py`."""
     batch, length, *grid, depth = grad.shape
     values, sequences = size[0] * size[1] * size[2], batch * grid[0] * grid[1]
-    tile, span = tile_of("weight", depth, length, video.dtype), triton.cdiv(sequences, _SPLITS)
+    tile, span = tiles.patch_embed("weight", depth, length, video.dtype), triton.cdiv(sequences, _SPLITS)
     splits = triton.cdiv(sequences, span)
     of_weight = torch.empty((splits, values, depth), dtype=torch.float32, device=grad.device)
-    weight_kernel[(triton.cdiv(values, tile.values), splits, triton.cdiv(depth, tile.columns))](
+    launch(
+        weight_kernel, (triton.cdiv(values, tile.inner), splits, triton.cdiv(depth, tile.columns)), tile,
         grad.contiguous(), rstd, _time_last(video), of_weight, video.shape[2], length, stride[0], sequences, span,
         *_geometry(video, [length, *grid], stride, size), depth,
-        tile.frames, tile.values, tile.columns, input_precision(video.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        tile.rows, tile.inner, tile.columns, input_precision(video.dtype),
     )  # fmt: skip
     return of_weight.sum(0).view(*size[1:], size[0], depth).permute(3, 2, 0, 1)
 
@@ -184,21 +166,21 @@ def variants() -> Iterator[Variant]:
     """Every specialisation of the sizes that models have, for the published frames and patches."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for depth in (32, 64, 112, 160):
-            for tile in sorted({tile_of("project", depth, length, dtype) for length in (64, 116)}):
+            for tile in sorted({tiles.patch_embed("project", depth, length, dtype) for length in (64, 116)}):
                 for same in (True, False):
                     yield _variant("project", project_kernel, dtype, depth, tile, same)
-            yield _variant("weight", weight_kernel, dtype, depth, tile_of("weight", depth, 116, dtype), False)
+            yield _variant("weight", weight_kernel, dtype, depth, tiles.patch_embed("weight", depth, 116, dtype), False)
 
 
-def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, tile: Tile, same: bool) -> Variant:
+def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, tile: tiles.Tile, same: bool) -> Variant:
     values: dict[str, Any] = {
         **dict.fromkeys(("video", "weight"), dtype),
         **dict.fromkeys(("rstd", "offset", "out", "grad", "of_weight"), torch.float32),
         **dict.fromkeys(("frames", "length", "time_stride", "sequences", "span"), int),
         "same": torch.float32 if same else None, "SAME": same, "HEIGHT": 36, "WIDTH": 64, "ROWS": 15, "COLUMNS": 29,
-        "STRIDE": 2, "PT": 25, "PS": 7, "D": depth, "BLOCK_M": tile.frames, "BLOCK_K": tile.values,
+        "STRIDE": 2, "PT": 25, "PS": 7, "D": depth, "BLOCK_M": tile.rows, "BLOCK_K": tile.inner,
         "BLOCK_D": tile.columns, "PRECISION": input_precision(dtype),
     }  # fmt: skip
-    label = f"patch_embed {name} {str(dtype).removeprefix('torch.')} {depth} {tile.frames}x{tile.values}"
+    label = f"patch_embed {name} {str(dtype).removeprefix('torch.')} {depth} {tile.rows}x{tile.inner}"
     arguments = {n: values[n] for n in kernel.arg_names}
     return Variant(f"{label} state" if same else label, kernel, arguments, tile.warps, tile.stages)

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.dispatch import takes_kernels
 from . import cpu
 from .settings import Places
 
 
-def _implementation(device: torch.device) -> ModuleType:
-    if device.type == "cuda":
+def _implementation(maps: Tensor, features: Tensor) -> ModuleType:
+    """The module with what `settings.py` lists for these inputs."""
+    if takes_kernels("readout", maps.device, torch.promote_types(maps.dtype, features.dtype)):
         from . import triton
 
         return triton
@@ -68,7 +70,7 @@ def _forward(
     noise: Tensor | None,
     seed: Tensor | None,
 ) -> Tensor:
-    y = _implementation(maps.device).sample(maps, features, Places(mu, sigma, shift, noise, seed))
+    y = _implementation(maps, features).sample(maps, features, Places(mu, sigma, shift, noise, seed))
     # The state is added after sampling: bilinear weights sum to less than 1 outside the map.
     if code is not None:
         y += code @ features
@@ -106,7 +108,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of maps, features, mu, sigma, shift, and of code if there is one."""
     grad = grad.transpose(1, 2).contiguous()
-    found = _implementation(maps.device).sample_backward(grad, maps, features, Places(mu, sigma, shift, noise, seed))
+    found = _implementation(maps, features).sample_backward(grad, maps, features, Places(mu, sigma, shift, noise, seed))
     if code is None:
         return list(found)
     found.features.addmm_(code.flatten(0, 1).T, grad.flatten(0, 1))

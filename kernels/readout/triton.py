@@ -11,15 +11,18 @@ times neurons by features. Every kernel draws the noise again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common import tiles
+from ..common.launch import launch
 from ..common.philox import philox
 from ..common.precision import HALF, input_precision
+from ..common.tiles import padded_depth
 from ..common.variant import Variant
 from .settings import Gradients, Places
 
@@ -228,8 +231,8 @@ def map_kernel(
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """of_maps (F, h * w, D) for a block of one frame's positions; features (N, D) in the type of products."""
-    frame = tl.program_id(1)
-    places = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    frame = tl.program_id(0)
+    places = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     place_x = (places % WIDTH).to(tl.float32)
     place_y = (places // WIDTH).to(tl.float32)
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -250,32 +253,8 @@ def map_kernel(
     tl.store(at, total.to(of_maps.dtype.element_ty), mask=inside)
 
 
-class Tile(NamedTuple):
-    """How a kernel is cut: a block's neurons and, of the map's gradient, positions; warps, stages."""
-
-    neurons: int
-    positions: int
-    warps: int
-    stages: int
-
-
 # Parts that the frames are cut into, for as many programs; the gradients of the features exist once for each.
 _SPLITS = 4
-
-
-def tile_of(kernel: str, depth: int, dtype: torch.dtype) -> Tile:
-    """The tile of `sample`, `neurons` or `map`; chosen by registers and resident warps, not yet by timings."""
-    columns = _columns(depth)
-    if kernel == "map":
-        wide = min(128, columns) == 128
-        return Tile(32, 128 if wide else 64, 8, 2) if dtype in HALF else Tile(16, 64 if wide else 32, 4, 2)
-    if kernel == "sample":
-        return Tile(max(1, 2048 // columns), 0, 4, 1)
-    return Tile(max(1, 1024 // columns), 0, 4 if dtype in HALF else 8, 1)
-
-
-def _columns(depth: int) -> int:
-    return max(16, triton.next_power_of_2(depth))
 
 
 def _choices(places: Places) -> tuple[int, bool]:
@@ -294,11 +273,12 @@ def sample(maps: Tensor, features: Tensor, places: Places) -> Tensor:
     batch, length, *shape = maps.shape
     frames, neurons, depth = batch * length, features.shape[1], shape[-1]
     out = features.new_empty(batch, length, neurons)
-    tile, span = tile_of("sample", depth, maps.dtype), triton.cdiv(frames, _SPLITS)
+    tile, span = tiles.readout("sample", depth, maps.dtype), triton.cdiv(frames, _SPLITS)
     if out.numel():
-        sample_kernel[(triton.cdiv(neurons, tile.neurons), triton.cdiv(frames, span))](
+        launch(
+            sample_kernel, (triton.cdiv(neurons, tile.rows), triton.cdiv(frames, span)), tile,
             maps.contiguous(), features.T.contiguous(), *_pointers(places), out, frames, span, neurons, *shape,
-            *_choices(places), tile.neurons, _columns(depth), num_warps=tile.warps, num_stages=tile.stages,
+            *_choices(places), tile.rows, padded_depth(depth),
         )  # fmt: skip
     return out
 
@@ -308,24 +288,26 @@ def sample_backward(grad: Tensor, maps: Tensor, features: Tensor, places: Places
     batch, length, *shape = maps.shape
     frames, neurons, depth = batch * length, features.shape[1], shape[-1]
     by_neuron, pointers, choices = features.T.contiguous(), _pointers(places), _choices(places)
-    tile, span = tile_of("neurons", depth, maps.dtype), triton.cdiv(frames, _SPLITS)
-    blocks, splits = triton.cdiv(neurons, tile.neurons), triton.cdiv(frames, span)
+    tile, span = tiles.readout("neurons", depth, maps.dtype), triton.cdiv(frames, _SPLITS)
+    blocks, splits = triton.cdiv(neurons, tile.rows), triton.cdiv(frames, span)
 
     def new(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=maps.device)
 
     of_features, of_places, of_shift = new(splits, neurons, depth), new(splits, neurons, 6), new(frames, blocks, 2)
-    neurons_kernel[(blocks, splits)](
+    launch(
+        neurons_kernel, (blocks, splits), tile,
         grad, maps.contiguous(), by_neuron, *pointers, of_features, of_places, of_shift, frames, span, neurons, *shape,
-        *choices, tile.neurons, _columns(depth), num_warps=tile.warps, num_stages=tile.stages,
+        *choices, tile.rows, padded_depth(depth),
     )  # fmt: skip
     of_maps = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
-    tile, products = tile_of("map", depth, maps.dtype), maps.dtype if maps.dtype in HALF else torch.float32
-    columns = min(128, _columns(depth))
-    map_kernel[(triton.cdiv(shape[0] * shape[1], tile.positions), frames, triton.cdiv(depth, columns))](
+    tile, products = tiles.readout("map", depth, maps.dtype), maps.dtype if maps.dtype in HALF else torch.float32
+    columns = min(128, padded_depth(depth))
+    # Frames along the first axis, which alone takes more than 65,535 programs.
+    launch(
+        map_kernel, (frames, triton.cdiv(shape[0] * shape[1], tile.columns), triton.cdiv(depth, columns)), tile,
         grad, by_neuron.to(products), *pointers, of_maps, neurons, *shape, *choices,
-        tile.positions, tile.neurons, columns, input_precision(products),
-        num_warps=tile.warps, num_stages=tile.stages,
+        tile.columns, tile.rows, columns, input_precision(products),
     )  # fmt: skip
     of_mu, of_sigma = of_places.sum(0).split((2, 4), dim=1)
     return Gradients(
@@ -348,15 +330,15 @@ def variants() -> Iterator[Variant]:
 
 
 def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, source: int, shifted: bool) -> Variant:
-    tile = tile_of(name, depth, dtype)
+    tile = tiles.readout(name, depth, dtype)
     values: dict[str, Any] = {
         **dict.fromkeys(("maps", "of_maps"), dtype), "features": dtype if name == "map" else torch.float32,
         **dict.fromkeys(("grad", "mu", "sigma", "out", "of_features", "of_places", "of_shift"), torch.float32),
         **dict.fromkeys(("frames", "span", "neurons"), int), "HEIGHT": 15, "WIDTH": 29, "D": depth,
         "shift": torch.float32 if shifted else None, "noise": torch.float32 if source == _GIVEN.value else None,
         "seed": torch.int64 if source == _DRAWN.value else None, "SOURCE": source, "SHIFTED": shifted,
-        "BLOCK_N": tile.neurons, "BLOCK_P": tile.positions,
-        "DEPTH": _columns(depth), "BLOCK_D": min(128, _columns(depth)), "PRECISION": input_precision(dtype),
+        "BLOCK_N": tile.rows, "BLOCK_P": tile.columns,
+        "DEPTH": padded_depth(depth), "BLOCK_D": min(128, padded_depth(depth)), "PRECISION": input_precision(dtype),
     }  # fmt: skip
     label = f"readout {name} {str(dtype).removeprefix('torch.')} {depth} {('still', 'given', 'drawn')[source]}"
     arguments = {n: values[n] for n in kernel.arg_names}

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from viv1t.kernels.common.tiles import SHARED_MEMORY, parallel_block_memory
 from viv1t.kernels.common.variant import Usage
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -26,6 +28,10 @@ def compiled(operator: str, match: str = "") -> list[dict[str, Any]]:
 def check(usages: list[dict[str, Any]]) -> None:
     for usage in usages:
         assert not usage["faults"], usage
+        if usage["arch"] == 80:  # and 86, 89, 120, which have less
+            operator, _, kind, *more = usage["name"].split()
+            wide = operator == "parallel_block" and kind == "tf32" and int(more[0]) > 128
+            assert usage["shared"] <= (parallel_block_memory(160, torch.float32) if wide else SHARED_MEMORY), usage
         assert 0 < usage["registers"] <= 255
 
 

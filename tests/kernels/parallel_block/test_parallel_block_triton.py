@@ -9,7 +9,6 @@ import torch
 from attention_cases import errors
 from test_parallel_block import SEED, converted, given, make, results, tolerance
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from viv1t.kernels.common.philox_reference import keep_mask
 from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, operator, parallel_block
 from viv1t.kernels.parallel_block.reference import Kept
@@ -137,25 +136,6 @@ def test_no_sequences(on_kernels: torch.device) -> None:
     y, _, *others = results(parallel_block(a, w, settings._replace(dtype=torch.float32), keep=True), a, w)
     assert y.shape == (0, 3, 8)
     assert not any(g.any() for g in others)
-
-
-def test_what_the_kernels_take() -> None:
-    half, exact = BlockSettings(2, 0.5, dtype=torch.bfloat16), BlockSettings(2, 0.5, dtype=torch.float32)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    with FakeTensorMode():
-        x = torch.empty(2, 3, 112, device="cuda")
-        assert operator._takes(x, half)
-        assert operator._takes(x.half(), half)
-        assert not operator._takes(x.double(), half)
-        assert not operator._takes(torch.empty(2, 3, 257, device="cuda"), half)
-        assert not operator._takes(x, exact._replace(dtype=torch.float64))
-        try:
-            for tf32 in (False, True):
-                torch.backends.cuda.matmul.allow_tf32 = tf32
-                assert operator._takes(x, exact) == tf32
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
-        assert operator._takes(x.cpu(), exact._replace(dtype=torch.float64))
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -81,7 +81,7 @@ def test_the_operator_runs_the_kernels(kernel_device: torch.device, monkeypatch:
     grad = torch.randn(1, 3, 2, 3, 5).to(kernel_device)
     found = []
     for implementation in (triton, cpu):
-        monkeypatch.setattr(operator, "_implementation", lambda _, chosen=implementation: chosen)
+        monkeypatch.setattr(operator, "_implementation", lambda *_, chosen=implementation: chosen)
         leaves = [p.detach().requires_grad_() for p in parameters]
         y = patch_embed(video, state, *leaves, (2, 3, 3), (2, 2, 2))
         found.append([y.detach(), *torch.autograd.grad((y * grad).sum(), leaves)])

@@ -99,7 +99,7 @@ def test_the_operator_runs_the_kernels(kernel_device: torch.device, monkeypatch:
 
     found = []
     for implementation in (triton, cpu):
-        monkeypatch.setattr(operator, "_implementation", lambda _, chosen=implementation: chosen)
+        monkeypatch.setattr(operator, "_implementation", lambda *_, chosen=implementation: chosen)
         found.append(results())
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
