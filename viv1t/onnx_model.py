@@ -36,6 +36,7 @@ import numpy as np
 
 from viv1t.cores import usable_cores
 from viv1t.errors import CheckpointError, ConfigError, DataError
+from viv1t.inputs import OVERSHOOT, as_inputs, check_levels
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -201,55 +202,59 @@ class OnnxModel:
         if not all(np.isfinite(values).all() for values in (*self.medians.values(), *([levels] if levels else []))):
             raise ValueError("medians or levels that are not finite")
 
-    def __call__(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
+    def __call__(self, video: Any, behavior: Any, pupil_center: Any) -> np.ndarray:
         """Predicted responses of the last t frames.
 
+        Arrays may be NumPy arrays, tensors or lists of any type of number.
+
         Args:
-            video: (B, 1, T, H, W), transformed, or as recorded where the graph holds the transform.
-            behavior: (B, 2, T), pupil dilation and running speed, likewise.
-            pupil_center: (B, 2, T), likewise.
+            video: (B, 1, T, H, W), or without B or the channel's 1: transformed, or as recorded where the graph holds
+                the transform.
+            behavior: (B, 2, T), or (2, T) for all movies: pupil dilation and running speed, likewise.
+            pupil_center: the same of gaze.
 
         Returns:
             (B, N, t) float32.
 
         Raises:
-            ConfigError: shapes that the model does not take.
+            ConfigError: arrays that the model does not take; names the argument.
         """
-        given = {"video": video, "behavior": behavior, "pupil_center": pupil_center}
-        self._check(given)
-        feed = {name: np.ascontiguousarray(array, np.float32) for name, array in given.items()}
+        movie, states = self._inputs(video, behavior, pupil_center)
+        feed = {name: np.ascontiguousarray(array, np.float32) for name, array in {"video": movie, **states}.items()}
         if self._core is not None:
             feed["maps"] = run_session(self._core, feed)
         return run_session(self._session, feed)
 
-    def predict(self, video: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
-        """Predicted responses (B, N, t) to inputs as recorded, shaped as above.
+    def predict(self, video: Any, behavior: Any = None, pupil_center: Any = None) -> np.ndarray:
+        """Predicted responses (B, N, t) to inputs as recorded, shaped as above; medians in place of states left out.
 
         Raises:
-            ConfigError: shapes that the model does not take.
-            DataError: the file does not say how recorded values are transformed.
+            ConfigError: arrays that the model does not take, or movies in another range of grey levels than recorded.
+            DataError: the file does not say how recorded values are transformed, or what their medians are.
         """
         if self.transform is None:
             raise DataError(
                 f"{self.path} does not hold the statistics of the recording: export it again where the recording is, "
                 "with --data"
             )
-        self._check({"video": video, "behavior": behavior, "pupil_center": pupil_center})
-        return self(*self.transform(video, behavior, pupil_center))
+        given = {"behavior": behavior, "pupil_center": pupil_center}
+        for name, values in given.items():
+            if values is None and name not in self.medians:
+                raise DataError(f"{self.path} does not hold the median {name} of the recording: give {name}")
+            given[name] = self.medians[name] if values is None else values
+        movie, states = self._inputs(video, **given)
+        if self.levels is not None:
+            check_levels(movie, self.levels[1] <= 1 + OVERSHOOT, f"{self.path}: ")
+        return self(*self.transform(movie, states["behavior"], states["pupil_center"]))
 
-    def _check(self, given: Mapping[str, np.ndarray]) -> None:
-        trials, _, frames, *_ = given["video"].shape if given["video"].ndim == 5 else (1, 1, 0)
-        expected = {
-            "video": (trials, 1, frames, *self.frame_size), "behavior": (trials, 2, frames),
-            "pupil_center": (trials, 2, frames),
-        }  # fmt: skip
-        for name, array in given.items():
-            if array.shape != expected[name]:
-                words = {"video": "(B, 1, T, {}, {})".format(*self.frame_size)}.get(name, "(B, 2, T) of the same B, T")
-                raise ConfigError(f"{self.path}: {name} must be {words}, not {array.shape}")
+    def _inputs(self, video: Any, behavior: Any, pupil_center: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        states = {"behavior": behavior, "pupil_center": pupil_center}
+        movie, states = as_inputs(video, states, self.frame_size, f"{self.path}: ")
+        frames = movie.shape[2]
         if frames < self.fewest_frames or (self.most_frames is not None and frames > self.most_frames):
             most = "any number" if self.most_frames is None else self.most_frames
             raise ConfigError(f"{self.path} takes {self.fewest_frames} to {most} frames, not {frames}")
+        return movie, states
 
 
 def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:

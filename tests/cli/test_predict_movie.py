@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -421,6 +423,37 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_prediction_that_is_stopped_leaves_no_half_of_a_file(
+    number: int,
+    status: int,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    film = write_video(tmp_path / "film.mp4", moving_pattern(200, *SIZE))
+    predicted(capsys, run, "--movie", film, "--out", tmp_path / "out", "--quiet")
+    before = responses(tmp_path / "out")
+    window, calls = SubjectModel.window, 0
+
+    def stopped(*args: Any, **options: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            assert list((tmp_path / "out").rglob(".*.part*"))
+            os.kill(os.getpid(), number)
+        return window(*args, **options)
+
+    monkeypatch.setattr(SubjectModel, "window", stopped)
+    assert main([str(w) for w in (run, "--movie", film, "--out", tmp_path / "out", "--quiet")]) == status
+    assert calls == 5
+    assert not list((tmp_path / "out").rglob(".*"))
+    after = responses(tmp_path / "out")
+    assert all(np.array_equal(after[name], array, equal_nan=True) for name, array in before.items())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_memory_does_not_grow_with_the_movie(opened: tuple[list[ViV1T], Recordings]) -> None:
     """The movie is asked for piece by piece, no further ahead than the window that is predicted."""
     models, recordings = opened
@@ -531,6 +564,19 @@ def test_an_exported_file_serves_as_statistics(
     file = ("--statistics", tmp_path / "exported" / "F.onnx")
     predicted(capsys, published, *common, tmp_path / "out", *file)
     same(tmp_path / "out", tmp_path / "direct")
+    # The file itself takes what a Predictor takes, in the same forms.
+    model, movie = viv1t.OnnxModel(file[1]), moving_pattern(40, *SIZE)
+    expected = viv1t.Predictor(run, mouse_ids="F").predict(movie)
+    assert np.allclose(model.predict(movie), expected, atol=1e-4)
+    states = [model.medians[name] for name in ("behavior", "pupil_center")]
+    assert np.allclose(model.predict(movie[None].tolist(), *states), expected, atol=1e-4)
+    for given, reason in (
+        ((movie / 255,), "lie between 0 and 255: multiply by 255"),
+        ((np.moveaxis(movie, 0, -1),), "last in recordings"),
+        ((movie, np.zeros((2, 39))), "F.onnx: behavior must be"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            model.predict(*given)
     assert main([str(w) for w in (published, *common, tmp_path / "x", *file, "--units", "recorded")]) == 2
     assert "--units recorded needs the responses' deviations" in capsys.readouterr().err
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.errors import ConfigError, DataError, check_run_folders
+from viv1t.errors import ConfigError, DataError, Interrupted, check_run_folders
 from viv1t.progress import Progress
 from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 
@@ -197,9 +199,24 @@ def _write(
     return 0
 
 
+def _stoppable(argv: Sequence[str] | None) -> int:
+    """`_work`, which SIGTERM ends as Ctrl-C does: what is half written goes."""
+
+    def stop(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return _work(argv)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return _work(argv)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_main("viv1t-predict", _work, argv)
+    return run_main("viv1t-predict", _stoppable, argv)
 
 
 if __name__ == "__main__":
