@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.baseline.step import cuda_peak_added_bytes
 from benchmarks.figure import draw
+from benchmarks.parent import end_with_parent
 from viv1t.files import write_text
 from viv1t.memory import peak_added_bytes, total_bytes
 
@@ -118,7 +119,7 @@ def peak_bytes(make: Callable[..., Work], *args: Any, threads: int = 1) -> int:
 
     Counts resident memory, or CUDA's allocations once CUDA is in use. `make` is a module's function or class.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_peak_bytes, make, args, threads).result()
 
 

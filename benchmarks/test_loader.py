@@ -25,6 +25,7 @@ import pytest
 
 from benchmarks.baseline.loader import SLOTS, DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
 from benchmarks.harness import Report, seconds, torch_threads
+from benchmarks.parent import end_with_parent
 from viv1t.config import DataConfig
 from viv1t.data.loader import Recordings
 from viv1t.data.order import crop_start, training_order
@@ -179,7 +180,7 @@ def memory_bytes() -> int:
 
 def peak_bytes(variant: str, folder: Path, case: str, size: Size) -> int:
     """Memory that a variant adds at its highest, while it is made and delivers an epoch, in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_peak_bytes, variant, folder, case, size).result()
 
 

@@ -171,9 +171,10 @@ class Subject:
     def add_seconds(self, report: Report, size: Size, published: Published, repeats: int) -> None:
         """Measures the seconds of every case, all in turns."""
         cases = self.cases(published, size.device)
+        # First what may turn out not to work at all.
+        theirs = {form: published.work(self.plain, each, THREADS) for form, each in self._forms(size, cases).items()}
         works = {name: self.engine(replace(size, options={**size.options, **c.engine})) for name, c in cases.items()}
-        for form, changed in self._forms(size, cases).items():
-            works[form] = published.work(self.plain, changed, THREADS)
+        works |= theirs
         # A GPU's work is short, and compiled in the first rounds.
         rounds = {"repeats": repeats} if size.device == "cpu" else {"repeats": 20, "warmup": 3}
         self._add(report, "seconds", "s", size, cases, seconds(works, threads=THREADS, **rounds))
@@ -182,9 +183,11 @@ class Subject:
         """Measures the peak memory of every case, each in a fresh process."""
         cases = self.cases(published, size.device)
         own = {name: replace(size, options={**size.options, **c.engine}) for name, c in cases.items()}
-        samples: dict[str, Any] = {n: peak_bytes(self.engine, each, threads=THREADS) for n, each in own.items()}
-        for form, changed in self._forms(size, cases).items():
-            samples[form] = published.peak_bytes(self.plain, changed, THREADS)
+        forms = self._forms(size, cases)
+        samples: dict[str, Any] = {
+            form: published.peak_bytes(self.plain, each, THREADS) for form, each in forms.items()
+        }
+        samples |= {name: peak_bytes(self.engine, each, threads=THREADS) for name, each in own.items()}
         self._add(report, "peak_bytes", "B", size, cases, samples)
 
     def _forms(self, size: Size, cases: Mapping[str, Case]) -> dict[str, Size]:

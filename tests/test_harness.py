@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,82 @@ def test_subjects_are_measured_at_a_tiny_size(subject: Subject, cases: int) -> N
     assert len(set(rows)) == len(rows) == 2 * cases
     assert len({row.median for row in report.rows}) == cases + 1  # one published way, float32, beside all
     assert peak_bytes(subject.plain, TINY_STEP) > 0
+
+
+def test_a_published_way_that_does_not_work_costs_nothing_of_ours() -> None:
+    class Refusing(Baseline):
+        def work(self, *_: object) -> Work:
+            raise ValueError("it cannot be loaded")
+
+        peak_bytes = work  # type: ignore[assignment]
+
+    made: list[Size] = []
+    subject = Subject("toy", made.append, made.append, gradients=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="it cannot be loaded"):
+        subject.add_seconds(Report(), TINY_STEP, Refusing(), repeats=1)
+    with pytest.raises(ValueError, match="it cannot be loaded"):
+        subject.add_peak_bytes(Report(), TINY_STEP, Refusing())
+    assert made == []
+
+
+# What each process that measures does: it says who it is, and computes for ever.
+FOREVER = """
+import os, pathlib, sys
+sys.path.insert(0, {root!r})
+def compute():
+    pathlib.Path({pid!r}).write_text(str(os.getpid()))
+    while True:
+        pass
+"""
+POOL = """
+from benchmarks.harness import peak_bytes
+import forever
+if __name__ == "__main__":
+    peak_bytes(forever.compute)
+"""
+REFERENCE = """
+import json, subprocess, sys
+process = subprocess.Popen([sys.executable, {program!r}], stdin=subprocess.PIPE, start_new_session=True)
+task = dict(adapter={adapter!r}, files=".", ours=".", mouse_id="F", training=None, threads=1, device="cpu", tf32=False)
+process.stdin.write(json.dumps(task).encode() + b"\\n")
+process.stdin.flush()
+process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
+@pytest.mark.parametrize("kind", ["pool", "reference"])
+def test_processes_that_measure_end_with_their_parent(kind: str, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    (tmp_path / "forever.py").write_text(FOREVER.format(root=str(ROOT), pid=str(pid)))
+    (tmp_path / "reference.py").write_text("import forever\nload_model = lambda run: forever.compute()\n")
+    program = str(ROOT / "benchmarks" / "reference_process.py")
+    script = REFERENCE.format(program=program, adapter=str(tmp_path / "reference.py")) if kind == "reference" else POOL
+    (tmp_path / "main.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{script}")
+    parent = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: pid.is_file() and pid.read_text() != "")
+        child = int(pid.read_text())
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: ended(child))
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def ended(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()  # whoever inherited it has yet to notice
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_on_a_gpu_the_published_way_has_several_forms() -> None:
