@@ -151,10 +151,15 @@ def open_file(path: Path) -> BinaryIO:
         DataError: it is no regular file.
         OSError: it is missing, or cannot be read.
     """
+    check_kind(path)
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # waits for no pipe of this moment
+
+
+def check_kind(path: Path) -> None:
+    """Raises a DataError where a path is no regular file, and an OSError where it is nothing."""
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
         raise DataError(f"{path}: is {_KINDS.get(kind, 'something else')}, not a file; put the file there")
-    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # waits for no pipe of this moment
 
 
 _KINDS = {

@@ -35,7 +35,7 @@ def predict(
     """
     for model in models:
         check_every_frame(model.config)
-    for batch in recordings.trials(mouse_id, tier):
+    for batch in recordings.trials(mouse_id, tier, responses=False):
         check_length(models, batch)
         frames = min(batch.video.shape[2], MAX_FRAMES)
         response = ensemble_prediction(models, batch)[0].float().cpu().numpy()

@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "ends early": (
         fill("data/responses/1.npy", np.s_[..., 60:], np.nan),
-        "error trial 1: data/responses ends at frame 60, the movie at frame 70 -> cut all four",
+        "warning trial 1: data/responses ends at frame 60, the movie at frame 70 -> cut all four",
     ),
     "ends late": (
         fill("data/behavior/1.npy", TAIL, 1.0),
@@ -185,7 +185,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "constant speed": (
         for_trials(range(4), lambda t: fill(f"data/behavior/{t}.npy", np.s_[1, :FRAMES], 0)),
-        "error: data/behavior: running speed is the same in every frame of the tier train",
+        "warning: data/behavior: running speed is the same in every frame of the tier train",
+    ),
+    "constant behavior": (
+        for_trials(range(4), lambda t: fill(f"data/behavior/{t}.npy", np.s_[:, :FRAMES], 1)),
+        "error: data/behavior: pupil dilation and running speed are the same in every frame of the tier train",
     ),
     "leak": (
         copy("data/videos/2.npy", "data/videos/5.npy"),

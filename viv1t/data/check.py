@@ -9,13 +9,39 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from viv1t.data.finding import Finding
+from viv1t.config import VivitConfig
+from viv1t.data.finding import (
+    BRIEF,
+    CONSTANT,
+    CONSTANT_ALL,
+    GREY_OUTSIDE,
+    LONG,
+    ONE_TRIAL,
+    SAME,
+    SHORT,
+    TWICE,
+    UNKNOWN_TIERS,
+    WITHHELD,
+    Finding,
+    Rule,
+    grey_levels,
+)
 from viv1t.data.npy import NpyHeader
-from viv1t.data.session import FOLDERS, VARIABLES, Session
+from viv1t.data.session import (
+    FOLDERS,
+    VARIABLES,
+    Session,
+    first_fault,
+    missing_tier,
+    recorded_end,
+    turned,
+    unknown_tiers,
+)
 from viv1t.data.statistics import provided_statistics
 from viv1t.data.survey import STORE_FILE, recordings_in
 from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, read_array
@@ -25,6 +51,8 @@ from viv1t.progress import Progress
 from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES
 
 _FILE = "restore the file, or set the trial's tier to 'none'"
+_CORE = VivitConfig()  # what training uses where no option says otherwise
+_TURN = "move time to the last axis"
 _STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
 
 
@@ -75,6 +103,9 @@ class SessionCheck:
         self._durations: dict[int, int] = {}
         self._movies: dict[bytes, list[int]] = {}
         self._silent: set[int] = set()
+        self._lacking: set[int] = set()  # trials without a response
+        self._digests: dict[str, set[bytes]] = {v: set() for v in VARIABLES}  # of the tier train
+        self._levels: list[tuple[float, float]] = []  # darkest and brightest pixel of each movie
         self._negative: dict[int, tuple[int, float]] = {}  # neurons below zero, lowest response
         self._range: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # per row, over the tier train
 
@@ -93,6 +124,7 @@ class SessionCheck:
                 progress.step()
             progress.close()
             self._check_responses(session)
+            self._check_training(session)
             self._check_durations(session)
             self._check_movies(session)
             self._check_statistics(session)
@@ -104,6 +136,13 @@ class SessionCheck:
         if trial is not None:
             trials.append(trial)
 
+    def _take(self, finding: Finding) -> None:
+        for trial in finding.trials or (None,):
+            self._add(finding.severity, finding.what, finding.fix, trial)
+
+    def _find(self, rule: Rule, *trials: int, **facts: object) -> None:
+        self._take(rule.found(self.mouse_id, *trials, **facts))
+
     def _what_and_fix(self, error: DataError) -> tuple[str, str]:
         text = str(error).removeprefix(f"mouse {self.mouse_id}: ")
         what, _, fix = text.rpartition("; ")
@@ -112,16 +151,14 @@ class SessionCheck:
     def _check_meta(self, session: Session) -> None:
         for tier in ("train", "validation"):
             if not session.trials(tier):
-                on_disk = "oracle" if tier == "validation" else tier
-                self._add("error", f"no trial of the tier {on_disk}", "name its trials in meta/trials/tiers.npy")
-        unknown = sorted(set(session.tiers.values()) - {*TIERS, "none"})
-        if unknown:
-            what = f"unknown tiers in meta/trials/tiers.npy, whose trials are not used: {', '.join(unknown)}"
-            self._add("warning", what, "rename them to a known tier, or to 'none'")
+                self._take(missing_tier(session, tier))
+        if len(session.trials("train")) == 1:
+            self._find(ONE_TRIAL)
+        if unknown := unknown_tiers(session.tiers):
+            self._find(UNKNOWN_TIERS, tiers=", ".join(unknown))
         ids = session.mouse.unit_ids
         if len(np.unique(ids)) < len(ids):
-            what = f"meta/neurons/unit_ids.npy names {len(ids) - len(np.unique(ids))} neurons twice"
-            self._add("warning", what, "number the neurons")
+            self._find(TWICE, count=len(ids) - len(np.unique(ids)))
         for variable, folder in FOLDERS.items():
             known = {session.file(variable, trial).name for trial in session.tiers}
             kinds = (".npy", *TRIAL_SUFFIXES) if variable == "video" else (".npy",)
@@ -155,10 +192,15 @@ class SessionCheck:
                     what = f"data/{FOLDERS[variable]}: expected ({words}, T), found {header.shape}"
                     if variable == "response":
                         what += f"; meta/neurons names {session.mouse.neurons} neurons"
-                    self._add("error", what, _FILE, trial)
+                    axes = expected is not None and header.shape[1:] == expected
+                    self._add("error", what, _TURN if axes else _FILE, trial)
                     del of_trial[variable]
             lengths = {FOLDERS[v]: h.shape[-1] for v, h in of_trial.items()}
-            if len(set(lengths.values())) > 1:
+            others = {length for name, length in lengths.items() if name != "videos"}
+            if "video" in of_trial and len(others) == 1 and turned(shape := of_trial["video"].shape, *others):
+                self._add("error", f"data/videos: expected (H, W, T), found (T, H, W): {shape}", _TURN, trial)
+                del of_trial["video"]
+            elif len(set(lengths.values())) > 1:
                 words = ", ".join(f"{name} {length}" for name, length in lengths.items())
                 self._add("error", f"arrays differ in their frames: {words}", "pad them alike with NaN", trial)
         return headers
@@ -168,7 +210,10 @@ class SessionCheck:
         try:
             header = array_header(session.file(variable, trial))
         except FileNotFoundError:
-            self._add("error", f"data/{name}: the file is missing", _FILE, trial)
+            if variable == "response" and session.tiers[trial] in TEST_TIERS:
+                self._lacking.add(trial)
+            else:
+                self._add("error", f"data/{name}: the file is missing", _FILE, trial)
         except (OSError, ValueError) as error:
             self._add("error", f"data/{name}: not a readable array: {error}", _FILE, trial)
         else:
@@ -178,6 +223,10 @@ class SessionCheck:
         return None
 
     def _check_trial(self, session: Session, trial: int, headers: dict[str, NpyHeader]) -> None:
+        duration = None  # unknown without a movie, of which all has been said
+        if "video" in headers:
+            with suppress(DataError):
+                duration = self._durations[trial] = session.duration(trial)
         ends: dict[str, int] = {}
         for variable in headers:
             try:
@@ -185,55 +234,77 @@ class SessionCheck:
             except (OSError, ValueError) as error:
                 self._add("error", f"data/{FOLDERS[variable]}: not a readable array: {error}", _FILE, trial)
                 continue
-            end = self._check_values(variable, trial, array)
+            end = self._check_values(session, variable, trial, array, duration)
             if end is None:
                 continue
-            ends[variable] = end
+            if array.dtype.kind == "f":
+                ends[variable] = end
+            end = end if duration is None else min(end, duration)
+            if session.tiers[trial] == "train" and variable != "video":
+                values = np.ascontiguousarray(array[..., :end], np.float32)
+                self._digests[variable].add(hashlib.blake2b(values.data, digest_size=16).digest())
             if variable == "video":
                 self._check_video(trial, array[..., :end])
             else:
                 self._check_rows(session, variable, trial, array[:, :end])
-        if "video" not in ends:
+        if duration is None:
             return
-        self._durations[trial] = ends["video"]
         if trial in self._silent and session.tiers[trial] in TEST_TIERS:
-            del ends["response"]  # withheld responses are zero to the end of the array
+            ends.pop("response", None)  # withheld responses are zero to the end of the array
+        # Integer arrays cannot be padded: they end with the others.
+        movie = ends.get("video", max(ends.values(), default=duration))
+        than = "the movie" if "video" in ends else "others"
         for variable, end in ends.items():
-            what = f"data/{FOLDERS[variable]} ends at frame {end}, the movie at frame {ends['video']}"
-            if end < ends["video"]:
-                self._add("error", what, "cut all four arrays at the same frame", trial)
-            elif end > ends["video"]:
-                self._add("warning", what, "cut all four arrays at the same frame; what lies after is not used", trial)
+            if end != movie:
+                what = f"data/{FOLDERS[variable]} ends at frame {end}, {than} at frame {movie}"
+                fix = f"cut all four arrays at the same frame; what lies after frame {duration} is not used"
+                self._add("warning", what, fix, trial)
 
-    def _check_values(self, variable: str, trial: int, array: np.ndarray) -> int | None:
+    def _check_values(
+        self, session: Session, variable: str, trial: int, array: np.ndarray, duration: int | None
+    ) -> int | None:
         """Recorded frames of one array; None where its values cannot be judged."""
         frames = int(array.shape[-1])
         if array.dtype.kind != "f":
             return frames
-        finite = np.isfinite(array)
-        if finite.all():
-            return frames
-        some, every = (f(finite, axis=tuple(range(array.ndim - 1))) for f in (np.any, np.all))
-        end = frames - int(np.argmax(some[::-1])) if some.any() else 0
+        end = recorded_end(array, frames)
         name = f"data/{FOLDERS[variable]}"
-        if not end:
-            self._add("error", f"{name}: no frame holds a number", _FILE, trial)
+        if np.isnan(array).all():
+            if variable == "response" and session.tiers[trial] in TEST_TIERS:
+                self._lacking.add(trial)
+            else:
+                self._add("error", f"{name}: no frame holds a number", _FILE, trial)
             return None
         if np.isinf(array).any():
             fix = "replace them; NaN belongs after the trial's end only"
             self._add("error", f"{name}: infinite values", fix, trial)
             return None
-        if not every[:end].all():
-            frame = int(np.argmin(every[:end]))
-            what = f"{name}: NaN at frame {frame}, before the trial's end at frame {end}"
-            self._add("error", what, "interpolate, or end all four arrays of the trial there", trial)
+        fault = first_fault(array, until := end if duration is None else min(end, duration))
+        if fault is not None and np.isfinite(fault[2]):
+            what = f"{name}: {fault[2]:.3g} at frame {fault[1]}, beyond the range of float32"
+            self._add("error", what, "give values in their usual units", trial)
+            return None
+        if fault is not None:
+            _, frame, _ = fault
+            fix = "interpolate, or end all four arrays of the trial there"
+            where = ""
+            if variable == "response":
+                unknown = np.isnan(array[:, :until])
+                odd, throughout = np.flatnonzero(unknown.any(1)), np.flatnonzero(unknown.all(1))
+                where = f", in neuron{'s' if len(odd) > 1 else ''} {', '.join(map(str, odd[:3]))}"
+                where += f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+                if len(odd) == len(throughout):
+                    where += " throughout"
+                    fix = "remove these neurons from the responses of all trials and from meta/neurons"
+            what = f"{name}: NaN at frame {frame}{where}, before the trial's end at frame {until}"
+            self._add("error", what, fix, trial)
         return end
 
     def _check_video(self, trial: int, video: np.ndarray) -> None:
         low, high = float(video.min()), float(video.max())
+        self._levels.append((low, high))
         if low < 0 or high > 255:
-            what = "data/videos: grey levels outside 0 to 255"
-            self._add("warning", what, "give the movies as shown, not standardised: that is done on loading", trial)
+            self._find(GREY_OUTSIDE, trial)
         if low == high:
             self._add(
                 "warning", "data/videos: every pixel of every frame is the same", "check how the movie was saved", trial
@@ -258,9 +329,15 @@ class SessionCheck:
         for tier in TIERS:
             trials = session.trials(tier)
             silent = [t for t in trials if t in self._silent]
-            if silent and len(silent) == len(trials) and tier not in TEST_TIERS:
-                self._add("error", f"all responses of the tier {tier} are zero", "give the recorded responses")
-            elif silent and len(silent) < len(trials):
+            lacking = [t for t in trials if t in self._lacking]
+            if len(silent) + len(lacking) == len(trials):
+                if silent and tier not in TEST_TIERS:
+                    self._find(WITHHELD, tier=tier, how="zero")
+                continue
+            for trial in lacking:
+                what = f"data/responses: absent or NaN, unlike other trials of the tier {tier}"
+                self._add("error", what, "give the recorded responses, or set the trial's tier to 'none'", trial)
+            if silent:
                 for trial in silent:
                     what = f"data/responses: all zero, unlike other trials of the tier {tier}"
                     self._add("warning", what, "give the recorded responses, or set the trial's tier to 'none'", trial)
@@ -270,27 +347,44 @@ class SessionCheck:
             what = f"data/responses: negative values, in up to {most} neurons, lowest {lowest:.3g}"
             for trial in self._negative:
                 self._add("warning", what, "give deconvolved activity, which is at least 0", trial)
-        ranges = {v: low == high for v, (low, high) in self._range.items()}
+        ranges = {v: high - low < np.finfo(np.float32).tiny for v, (low, high) in self._range.items()}
         if "response" in ranges and ranges["response"].any():
             constant = np.flatnonzero(ranges["response"])
             examples = ", ".join(map(str, constant[:3])) + (", …" if len(constant) > 3 else "")
             what = f"{len(constant)} of {session.mouse.neurons} neurons never vary in the tier train: {examples}"
             self._add("warning", what, "remove these neurons: they score 0 whatever the model")
         for variable, names in _STATE_ROWS.items():
-            for name, constant in zip(names, ranges.get(variable, ()), strict=False):
-                if constant:
-                    what = f"data/{variable}: {name} is the same in every frame of the tier train"
-                    self._add("error", what, "record it, or train with --transform_mode 0, which divides by nothing")
+            constant = [n for n, flat in zip(names, ranges.get(variable, ()), strict=False) if flat]
+            if constant:
+                rule = CONSTANT if len(constant) == 1 else CONSTANT_ALL
+                self._find(rule, variable=variable, which=" and ".join(constant))
+
+    def _check_training(self, session: Session) -> None:
+        """What training divides by, and what it shows."""
+        for variable, (low, high) in self._range.items():
+            alike = len(session.trials("train")) > 1 and len(self._digests[variable]) == 1
+            least = 100 * np.finfo(np.float32).tiny  # below, there is nothing to divide by
+            if (low < high).any() and (alike or (variable == "response" and (high - low).max() < least)):
+                self._find(SAME, variable=FOLDERS[variable])
+        if self._levels:
+            low, high = min(low for low, _ in self._levels), max(high for _, high in self._levels)
+            finding = grey_levels(self.mouse_id, low, high)
+            if finding is not None and finding.what != GREY_OUTSIDE.what:  # which is said trial by trial
+                self._take(finding)
 
     def _check_durations(self, session: Session) -> None:
         used = {trial: min(frames, MAX_FRAMES) for trial, frames in self._durations.items()}
         longest = max((used[t] for t in session.trials("train") if t in used), default=None)
+        most = max(self._durations.values(), default=0)
+        if long := [trial for trial, frames in self._durations.items() if frames > MAX_FRAMES]:
+            self._find(LONG, *long, frames=most)
         for trial, frames in used.items():
             if session.tiers[trial] == "train":
+                if frames < _CORE.temporal_patch_size:
+                    self._find(BRIEF, trial, frames=frames, least=_CORE.temporal_patch_size)
                 continue
             if frames <= UNSCORED_FRAMES:
-                what = f"{frames} frames: scores leave out the first {UNSCORED_FRAMES}"
-                self._add("error", what, "set the trial's tier to 'none'", trial)
+                self._find(SHORT, trial, frames=frames)
             if longest is not None and frames > longest:
                 what = f"{frames} frames, but no training trial has more than {longest}"
                 self._add(

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from viv1t.config import DataConfig
+from viv1t.data.finding import LONG, TWICE, Finding, grey_levels
 from viv1t.data.order import Cursor, crop_start, order_digest, share, training_order
 from viv1t.data.prefetch import Prefetcher
 from viv1t.data.reader import Batches, BatchPlan, PlainReader, Reader, Sample
 from viv1t.data.recorded import STATES, RecordedMouse
 from viv1t.data.resident import CpuCache, DeviceCache
-from viv1t.data.session import Session, find_sessions
+from viv1t.data.session import Session, find_sessions, missing_tier
 from viv1t.data.statistics import (
     MouseStatistics,
     computed_statistics,
@@ -143,17 +144,21 @@ class Recordings:
             DataError: a trial is missing or damaged, or a mouse has no training trial.
         """
         if empty := [mouse for mouse, size in self.train_sizes.items() if size == 0]:
-            raise DataError(f"mouse {', '.join(empty)}: no trial of the tier train; leave it out with --mouse_ids")
+            raise missing_tier(self._sessions[empty[0]], "train").error
         return self._training_reader.read(self._training_plans(epoch, first))
 
-    def trials(self, mouse_id: str, tier: str, order: Sequence[int] | None = None) -> Batches:
+    def trials(
+        self, mouse_id: str, tier: str, order: Sequence[int] | None = None, *, responses: bool = True
+    ) -> Batches:
         """The whole trials of a tier, one a batch, ascending or in the `order` given, in host memory.
+
+        Without `responses`, these are not read, and zero: predictions do not need them.
 
         Raises:
             DataError: a trial is missing or damaged.
         """
         return self._reader.read(
-            BatchPlan(mouse_id, (Sample(trial, 0, self.frames(mouse_id, trial)),), None)
+            BatchPlan(mouse_id, (Sample(trial, 0, self.frames(mouse_id, trial)),), None, responses)
             for trial in (sorted(self.trial_ids(mouse_id, tier)) if order is None else order)
         )
 
@@ -166,12 +171,34 @@ class Recordings:
         return self._transforms[mouse_id].frames(self._sessions[mouse_id].duration(trial))
 
     def hidden(self, mouse_id: str, tier: str) -> bool:
-        """Whether the tier's responses are withheld (all zero), so that it cannot be scored."""
+        """Whether the tier's responses are withheld (all zero, NaN or absent), so that it cannot be scored."""
         return self._sessions[mouse_id].hidden(tier)
 
     def repeats(self, mouse_id: str, tier: str) -> list[list[int]]:
         """Groups of the tier's trials that show the same movie."""
         return self._sessions[mouse_id].repeats(tier)
+
+    def notices(self, mouse_id: str) -> list[Finding]:
+        """What is to be known of a mouse that can be trained on, as `viv1t-data check` says it.
+
+        Raises:
+            DataError: a trial is missing or damaged.
+        """
+        session, statistics = self._sessions[mouse_id], self._statistics[mouse_id]
+        found = []
+        ids = session.mouse.unit_ids
+        if twice := len(ids) - len(np.unique(ids)):
+            found.append(TWICE.found(mouse_id, count=twice))
+        if statistics is None:  # nothing is transformed, and every frame is used
+            return found
+        trials = session.trials("validation")
+        if not statistics.counts.size:  # which know the longest training trial
+            trials = [*self._train[mouse_id], *trials]
+        most = max([int(np.count_nonzero(statistics.counts)), *(session.duration(trial) for trial in trials)])
+        if most > MAX_FRAMES:
+            found.append(LONG.found(mouse_id, frames=most))
+        levels = grey_levels(mouse_id, *statistics.grey_levels)
+        return [*found, levels] if levels else found
 
     def session(self, mouse_id: str) -> Session:
         """A mouse's recording as it lies on disk."""
@@ -324,12 +351,15 @@ def training_trials(session: Session, config: DataConfig) -> list[int]:
     mouse = session.mouse.id
     if config.mice == "all_with_test" and mouse in OLD_MICE:
         for tier in TEST_TIERS:
+            known = session.trials(tier)
             if session.hidden(tier):
                 logger.warning(
-                    "mouse %s: --ds_mode 3 trains on the tier %s, but this copy withholds its responses (all zero); "
-                    "use --ds_mode 2, or the recording with its responses", mouse, tier,
+                    "mouse %s: --ds_mode 3 trains on the tier %s, but this copy withholds its responses (all zero, NaN "
+                    "or absent); use --ds_mode 2, or the recording with its responses", mouse, tier,
                 )  # fmt: skip
-        trials = sorted(trials + [trial for tier in TEST_TIERS for trial in session.trials(tier)])
+                known = [trial for trial in known if not session.lacks_response(trial)]  # zeros are trained on
+            trials = trials + known
+        trials = sorted(trials)
     if config.limit_data is not None:
         if config.limit_data > len(trials):
             logger.warning("mouse %s: all %d trials are used: --limit_data %d", mouse, len(trials), config.limit_data)

@@ -25,11 +25,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a batch is made of. `frames` is its length in time; None: that of its longest trial."""
+    """What a batch is made of.
+
+    Attributes:
+        mouse_id: whose trials.
+        samples: which trials, and which of their frames.
+        frames: its length in time; None: that of its longest trial.
+        responses: whether responses are read; they are zero where not, as predictions do with.
+    """
 
     mouse_id: str
     samples: tuple[Sample, ...]
     frames: int | None
+    responses: bool = True
 
 
 Batches = Generator[Batch, None, None]  # closing it stops the reading ahead
@@ -61,15 +69,19 @@ class PlainReader:
             DataError: a trial is missing or damaged.
         """
         for plan in plans:
-            yield stack(plan, [self._trial(plan.mouse_id, sample) for sample in plan.samples])
+            yield stack(plan, [self._trial(plan, sample) for sample in plan.samples])
 
     def close(self) -> None:
         """Nothing is kept between reads."""
 
-    def _trial(self, mouse_id: str, sample: Sample) -> Trial:
+    def _trial(self, plan: BatchPlan, sample: Sample) -> Trial:
+        mouse_id = plan.mouse_id
         session = self._sessions[mouse_id]
         try:
-            raw = {variable: session.read(variable, sample.trial_id) for variable in VARIABLES}
+            wanted = [variable for variable in VARIABLES if plan.responses or variable != "response"]
+            raw = {variable: session.read(variable, sample.trial_id) for variable in wanted}
+            nothing = np.zeros((session.mouse.neurons, sample.first_frame + sample.frames), np.float32)
+            raw.setdefault("response", nothing)
             return self._transforms[mouse_id].apply(sample.trial_id, raw, sample.first_frame, sample.frames)
         except Exception as error:
             error.add_note(f"while reading trial {sample.trial_id} of mouse {mouse_id}")

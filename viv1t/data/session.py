@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,13 @@ import numpy as np
 
 from viv1t.config import DataConfig
 from viv1t.data.archive import TIERS_FILE, extract_session
+from viv1t.data.finding import NO_TRIAL, UNKNOWN_TIERS, Finding
 from viv1t.data.npy import read_npy, read_stacked
 from viv1t.data.survey import LETTERS, STORE_FILE, no_session, session_name, survey
 from viv1t.data.trial_video import array_header, map_array, read_array
 from viv1t.data.video import is_video
 from viv1t.errors import ConfigError, DataError, missing_folder
+from viv1t.files import check_kind
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, TIERS, Mouse
 
 if TYPE_CHECKING:
@@ -170,28 +172,58 @@ class Session(ABC):
             (H, W, T), (N, T) or (2, T), of the file's own type and order; padding from frame `duration(trial)` on.
 
         Raises:
-            DataError: the file is missing, damaged, of another shape, or NaN or infinite before the trial's end.
+            DataError: the file is missing, damaged, of another shape, or holds what float32 cannot before the trial's
+                end: NaN, infinity, or numbers beyond its range.
         """
-        duration, place, rows = self.duration(trial), self.place(variable, trial), self.rows(variable)
-        array = self._checked(lambda _: place.read(rows), variable, trial)
+        array = self._array(variable, trial)
+        duration = self.duration(trial)
+        if (fault := first_fault(array, duration)) is not None:
+            row, frame, value = fault
+            found = "NaN or infinity" if not np.isfinite(value) else f"{value:.3g}, beyond the range of float32,"
+            found += f" at frame {frame}" + (f" of neuron {row}" if variable == "response" else "")
+            raise self._error(variable, trial, f"expected finite values in all {duration} frames", found)
+        return array
+
+    def _array(self, variable: str, trial: int) -> np.ndarray:
+        """The same, with its values unchecked."""
+        place, rows = self.place(variable, trial), self.rows(variable)
+        array = self._checked(lambda _: place.read(), variable, trial)
         if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
+            if variable != "video" and array.ndim == 2 and self._turned(trial, array.shape[-1]):
+                raise self._error("video", trial, "expected (H, W, T)", "found (T, H, W): move time to the last axis")
             expected = f"expected {(*rows, place.frames)} numbers"
             if variable == "response" and array.ndim == 2 and array.shape[0] != rows[0]:
                 expected += f" ({rows[0]} neurons, as in cell_motor_coordinates.npy)"
             raise self._error(variable, trial, expected, f"found {_kind(array)}")
-        if array.dtype.kind == "f":
-            valid = np.isfinite(array[..., :duration])
-            if not valid.all():
-                frame = int(np.argmin(valid.reshape(-1, duration).all(axis=0)))
-                found = f"NaN or infinity at frame {frame}"
-                raise self._error(variable, trial, f"expected finite values in all {duration} frames", found)
         return array
 
+    def _turned(self, trial: int, frames: int) -> bool:
+        """Whether a movie has its time, `frames`, on the first axis."""
+        shape = self._checked(array_header, "video", trial).shape
+        return len(shape) == 3 and not self.place("video", trial).frames_first and turned(shape, frames)
+
+    def lacks_response(self, trial: int) -> bool:
+        """Whether a trial's responses are withheld by leaving them out: the file is absent, or holds only NaN."""
+        if self.absent("response", trial):
+            return True
+        array = self._array("response", trial)
+        return array.dtype.kind == "f" and bool(np.isnan(array).all())
+
+    def absent(self, variable: str, trial: int) -> bool:
+        """Whether there is no file of a trial's variable."""
+        return False
+
     def hidden(self, tier: str) -> bool:
-        """Whether the tier's responses are withheld: there are trials, and all their responses are zero."""
+        """Whether the tier's responses are withheld: there are trials, and all their responses are zero, NaN or absent.
+
+        Raises:
+            DataError: a trial is damaged.
+        """
         if tier not in self._hidden:
             trials = self.trials(tier)
-            silent = (not self.read("response", t)[:, : self.duration(t)].any() for t in trials)
+            silent = (
+                self.lacks_response(t) or not self.read("response", t)[:, : self.duration(t)].any() for t in trials
+            )
             self._hidden[tier] = bool(trials) and all(silent)
         return self._hidden[tier]
 
@@ -210,6 +242,7 @@ class Session(ABC):
     def _checked(self, reader: Callable[[Path], T], variable: str, trial: int) -> T:
         path = self.file(variable, trial)
         try:
+            check_kind(path)
             return reader(path)
         except DataError as error:  # of a video, which says what is wrong itself
             raise DataError(f"mouse {self.mouse.id}, trial {trial}: {error}") from error
@@ -262,9 +295,10 @@ class RawSession(Session):
                 f"mouse {mouse_id}: {path / UNIT_IDS_FILE}: expected whole numbers that a signed 64-bit integer holds, "
                 f"found {unit_ids[odd]} for neuron {odd} in {unit_ids.dtype}; save the neurons' numbers as int64"
             )
-        names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(tiers.astype(np.str_))}
-        if unknown := sorted(set(names.values()) - {*TIERS, "none"}):
-            logger.warning("mouse %s: trials of unknown tiers are not used: %s", mouse_id, ", ".join(unknown))
+        texts = [t.decode("utf-8", "backslashreplace") for t in tiers] if tiers.dtype.kind == "S" else tiers.tolist()
+        names = {trial: "validation" if t == "oracle" else str(t) for trial, t in enumerate(texts)}
+        if unknown := unknown_tiers(names):
+            logger.warning("%s", UNKNOWN_TIERS.found(mouse_id, tiers=", ".join(unknown)).line)
         session = cls(path, Mouse(mouse_id, name, to_float32(coordinates), unit_ids.astype(np.int64)), names)
         _ = session._videos  # two movies of one trial are refused at once
         return session
@@ -312,26 +346,94 @@ class RawSession(Session):
             raise self._error("video", used, "expected (H, W, T)", f"found {shape}")
         return shape[0], shape[1]
 
+    def absent(self, variable: str, trial: int) -> bool:
+        """Whether there is no file of a trial's variable."""
+        return not self.file(variable, trial).exists()
+
     def duration(self, trial: int) -> int:
-        """Recorded frames of a trial: up to the first NaN of the movie's first pixel."""
+        """Recorded frames of a trial: up to the earliest tail of NaN of its four arrays."""
         return self._length(trial)[0]
 
     def _length(self, trial: int) -> tuple[int, int]:
         """A trial's recorded frames and its frames with the padding."""
         if trial not in self._lengths:
-            if trial in self._videos:
-                frames = self._checked(array_header, "video", trial).shape[-1]
-                self._lengths[trial] = frames, frames
-                return self._lengths[trial]
-            video = self._checked(map_array, "video", trial)
-            if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
-                raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
-            ended = np.isnan(video[0, 0])
-            duration = int(ended.argmax()) if ended.any() else video.shape[2]
-            if duration == 0:
-                raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
-            self._lengths[trial] = duration, video.shape[2]
+            frames = self._movie_frames(trial)
+            end = frames
+            # The small arrays first: where they are padded alike, little of the others need be looked at.
+            for variable in ("behavior", "pupil_center", "video", "response"):
+                if variable == "video" and trial in self._videos:
+                    continue
+                try:
+                    array = map_array(self.file(variable, trial))
+                except (OSError, ValueError):
+                    continue  # reading it will say what is wrong
+                if array.ndim < 2 or array.shape[-1] != frames or not array.size:
+                    continue
+                end = recorded_end(array, end)
+                if variable == "video" and np.isnan(array[0, 0, 0]) and np.isnan(array).all():
+                    raise self._error("video", trial, "expected at least one frame", "the movie's first frame is NaN")
+            self._lengths[trial] = end, frames
         return self._lengths[trial]
+
+    def _movie_frames(self, trial: int) -> int:
+        if trial in self._videos:
+            return self._checked(array_header, "video", trial).shape[-1]
+        video = self._checked(map_array, "video", trial)
+        if video.ndim != 3 or not video.size or video.dtype.kind not in "fiub":
+            raise self._error("video", trial, "expected (H, W, T) numbers", f"found {_kind(video)}")
+        return int(video.shape[2])
+
+
+def recorded_end(array: np.ndarray, known: int) -> int:
+    """The frame from which an array (rows..., T) is NaN throughout; at most `known`, which is where others end.
+
+    Where it is all NaN, `known`: that is damage, or withheld.
+    """
+    if array.dtype.kind != "f":
+        return known
+    first = ~np.isnan(array[(0,) * (array.ndim - 1)])
+    start = len(first) - int(np.argmax(first[::-1])) if first.any() else 0
+    if start >= known:
+        return known
+    some = ~np.isnan(array[..., start:]).all(axis=tuple(range(array.ndim - 1)))
+    end = start + (len(some) - int(np.argmax(some[::-1])) if some.any() else 0)
+    return min(end, known) or known
+
+
+def turned(shape: tuple[int, ...], frames: int) -> bool:
+    """Whether a movie of a trial whose other arrays have `frames` frames has axes (T, H, W)."""
+    return shape[0] == frames != shape[-1]
+
+
+def first_fault(array: np.ndarray, duration: int) -> tuple[int, int, float] | None:
+    """Row, frame and value of the first that float32 does not hold, in the frames before `duration`; None for none."""
+    if array.dtype.kind != "f":
+        return None
+    values = array[..., :duration]
+    valid = np.isfinite(values if values.dtype.itemsize <= 4 else to_float32(values))
+    if valid.all():
+        return None
+    rows, values = valid.reshape(-1, duration), values.reshape(-1, duration)
+    frame = int(np.argmin(rows.all(axis=0)))
+    row = int(np.argmin(rows[:, frame]))
+    return row, frame, float(values[row, frame])
+
+
+def unknown_tiers(tiers: Mapping[int, str]) -> list[str]:
+    """Names of tiers that are none, as they are to be shown, with the one that is meant where that is plain."""
+    words = []
+    for name in sorted(set(tiers.values()) - {*TIERS, "none"}):
+        plain = name.strip().lower()
+        meant = plain if plain in (*TIERS, "oracle", "none") else None
+        words.append(f"{name!r} (write {meant})" if meant else name if name.isidentifier() else repr(name))
+    return words
+
+
+def missing_tier(session: Session, tier: str) -> Finding:
+    """What is wrong with a recording without a trial of a tier that is needed."""
+    unknown = unknown_tiers(session.tiers)
+    others = f", but of {', '.join(unknown[:3])}" if unknown else ""
+    return NO_TRIAL.found(session.mouse.id, tier="oracle" if tier == "validation" else tier, others=others)
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from viv1t.data.npy import read_npy
-from viv1t.data.session import FOLDERS, VARIABLES, Session
+from viv1t.data.session import FOLDERS, VARIABLES, Session, missing_tier, unknown_tiers
 from viv1t.errors import DataError
 from viv1t.files import replacing
 from viv1t.types import MAX_FRAMES
@@ -63,6 +63,11 @@ class MouseStatistics:
     trial_ids: tuple[int, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
+    @property
+    def grey_levels(self) -> tuple[float, float]:
+        """The darkest and the brightest pixel of the movies they are of: 0 to 255 where these are as they should be."""
+        return float(np.nanmin(self.trial["video"].min)), float(np.nanmax(self.trial["video"].max))
+
 
 def movie_levels(statistics: MouseStatistics) -> tuple[float, float]:
     """The smallest and the largest value of the movies of the tier `train`."""
@@ -82,12 +87,12 @@ def response_precision(std: np.ndarray) -> np.ndarray:
         (N, min(T, 300)) or (N, 1) float32.
 
     Raises:
-        ValueError: every response is constant.
+        ValueError: every response is constant, or all but that.
     """
     std = np.asarray(std, np.float32)
     std = std[:, None] if std.ndim == 1 else std[:, :MAX_FRAMES]
     threshold = np.float32(0.01 * np.nanmean(std, dtype=np.float64)) if np.isfinite(std).any() else np.float32(0)
-    if not threshold > 0:
+    if not threshold > np.finfo(np.float32).tiny:  # whose reciprocal float32 does not hold
         raise ValueError("the responses are the same in every trial")
     return 1 / np.where(std > threshold, std, threshold)
 
@@ -159,9 +164,12 @@ def compute_statistics(session: Session, trials: Sequence[int]) -> MouseStatisti
         DataError: a trial is missing or damaged, or there is none.
     """
     if not trials:
+        missing = missing_tier(session, "train")
+        if unknown_tiers(session.tiers):  # of which some are most likely meant
+            raise missing.error
         raise DataError(
-            f"mouse {session.mouse.id}: {session.path}: no trial of the tier train to compute statistics from; "
-            "use --stat_mode 0"
+            f"mouse {session.mouse.id}: {session.path}: {missing.what} to compute statistics from; {missing.fix}, or "
+            "use --stat_mode 0 where meta/statistics holds them"
         )
     running = {variable: _Running() for variable in VARIABLES}
     next_report = time.monotonic() + _REPORT_SECONDS

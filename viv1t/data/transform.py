@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from viv1t.data.finding import ONE_TRIAL
 from viv1t.data.session import VARIABLES
 from viv1t.data.statistics import Moments, MouseStatistics, response_precision
 from viv1t.errors import ConfigError, DataError
@@ -234,7 +235,7 @@ class Transform:
         if not known.all():  # frames that no trial of the training tier has
             frames = int(known.reshape(-1, known.shape[-1]).all(0).argmin())
             offset, divisor = offset[..., :frames], divisor[..., :frames]
-        constant = divisor == 0
+        constant = np.abs(divisor) < np.finfo(np.float32).tiny  # whose reciprocal float32 does not hold
         if constant.all():
             raise DataError(
                 f"mouse {self.mouse_id}, {variable}: is the same in every trial of the tier train, which leaves "
@@ -269,6 +270,8 @@ def response_affine(mouse_id: str, statistics: MouseStatistics, scale: str) -> A
     try:
         precision = response_precision(_padded(deviation))
     except ValueError as error:
+        if len(statistics.trial_ids) == 1:
+            raise ONE_TRIAL.found(mouse_id).error from error
         raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
     return Affine(np.zeros_like(precision), precision)
 

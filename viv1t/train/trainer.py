@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from viv1t.config import CriticConfig, RunConfig, VivitConfig, check_same_core
+from viv1t.data.finding import WITHHELD
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
 from viv1t.data.recorded import write_recorded
+from viv1t.data.session import missing_tier
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.families.sensorium2023.grid import check_grid
 from viv1t.files import remove_leftovers, write_text
@@ -164,17 +166,18 @@ class Trainer:
         self._steps_since, self._time_saved = 0, time.monotonic()
 
     def _check_data(self) -> None:
+        """Raises the first error of recordings that cannot be trained on; logs what is to be known of others."""
         for mouse_id, size in self.recordings.train_sizes.items():
+            session = self.recordings.session(mouse_id)
             if not size:
-                raise DataError(f"mouse {mouse_id}: no trial of the tier train; leave it out with --mouse_ids")
+                raise missing_tier(session, "train").error
             if not self.recordings.trial_ids(mouse_id, "validation"):
-                raise DataError(
-                    f"mouse {mouse_id} has no trials of the tier 'oracle' (validation): the schedule needs them"
-                )
+                raise missing_tier(session, "validation").error
             if self.recordings.hidden(mouse_id, "validation"):
-                raise DataError(
-                    f"mouse {mouse_id}: the responses of the tier 'oracle' (validation) are all zero: nothing to score"
-                )
+                raise WITHHELD.found(mouse_id, tier="validation", how="zero, NaN or absent").error
+            if mouse_id in self.recordings.served:
+                for finding in self.recordings.notices(mouse_id):
+                    log.warning("%s", finding.line)
 
     # -- starting, stopping, going on ------------------------------------------------------------------------------
 
