@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from viv1t.scores import Scores, ScoresAccumulator
 from viv1t.train.ensemble import check_fit
 from viv1t.train.validate import scored_trials
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
+
+logger = logging.getLogger("viv1t")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def evaluate(
             if recordings.hidden(mouse_id, tier):
                 result.hidden.append(mouse_id)
                 continue
+            if long := recordings.long_trials(mouse_id, recordings.trial_ids(mouse_id, tier)):
+                logger.warning("%s: %s", tier, long.line)
             for view, score in _score_mouse(models, recordings, mouse_id, tier, [AS_TRAINED, *views]).items():
                 result.add(mouse_id, view, score)
     return scores

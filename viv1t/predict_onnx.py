@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.onnx_model import OnnxModel
 from viv1t.prediction import TrialPrediction
 from viv1t.types import MAX_FRAMES
+
+logger = logging.getLogger("viv1t")
 
 
 def open_models(
@@ -66,6 +69,12 @@ def predict_files(model: OnnxModel, session: Session, tier: str) -> Iterator[Tri
     Raises:
         DataError: a trial is damaged or too short, or the file does not say how recorded values are transformed.
     """
+    most = max((session.duration(trial) for trial in session.trials(tier)), default=0)
+    if most > MAX_FRAMES:
+        logger.warning(
+            "%s: mouse %s: up to %d frames: exported files predict the first %d of a trial; predict with the run to "
+            "have all", tier, model.mouse_id, most, MAX_FRAMES,
+        )  # fmt: skip
     for trial in session.trials(tier):
         duration = session.duration(trial)
         frames = min(duration, MAX_FRAMES)

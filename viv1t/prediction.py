@@ -27,7 +27,7 @@ class TrialPrediction:
         mouse: whose trial it is.
         trial_id: its number.
         response: (N, t) float32, the last t of its frames.
-        frames: T, how many frames of the trial were used: at most 300.
+        frames: T, how many frames of the trial were predicted from its first on.
     """
 
     mouse: Mouse

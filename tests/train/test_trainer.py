@@ -377,7 +377,7 @@ def test_mouse_without_validation_trials_is_refused_before_anything_is_written(
 
     trials = Session.trials
     monkeypatch.setattr(Session, "trials", lambda self, tier: [] if tier == "validation" else trials(self, tier))
-    with pytest.raises(DataError, match=r"mouse F has no trials of the tier 'oracle'"):
+    with pytest.raises(DataError, match=r"mouse F: no trial of the tier oracle"):
         train(mice, tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
 

@@ -124,7 +124,12 @@ def _predict_runs(args: argparse.Namespace) -> int:
     models, recordings = open_ensemble(args.runs, best_device(args.device), args.data, mice)
     with closing(recordings):
         counts = {tier: {m: len(recordings.trial_ids(m, tier)) for m in recordings.mice} for tier in tiers}
-        return _write(args, counts, lambda mouse, tier: predict(models, recordings, mouse, tier, args.units))
+        whole = not args.submission  # which is made of the frames that the challenge scores
+
+        def predicted(mouse: str, tier: str) -> Iterator[TrialPrediction]:
+            return predict(models, recordings, mouse, tier, args.units, whole=whole)
+
+        return _write(args, counts, predicted)
 
 
 def _predict_files(args: argparse.Namespace) -> int:

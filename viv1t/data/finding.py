@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from viv1t.errors import DataError
 from viv1t.files import shown
+from viv1t.inputs import OVERSHOOT
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
 
 
@@ -106,7 +107,7 @@ UNKNOWN_TIERS = Rule(
 TWICE = Rule("warning", "meta/neurons/unit_ids.npy names {count} neurons twice", "number the neurons")
 GREY_UNIT = Rule(
     "warning", "data/videos: grey levels from {low:.3g} to {high:.3g}: expected 0 to 255",
-    "multiply the movies by 255: a film given to the model has grey levels from 0 to 255",
+    "multiply the movies by 255; left so, models are given films in this range, too",
 )  # fmt: skip
 GREY_OUTSIDE = Rule(
     "warning", "data/videos: grey levels outside 0 to 255",
@@ -118,4 +119,4 @@ def grey_levels(mouse_id: str, low: float, high: float) -> Finding | None:
     """What there is to say of movies whose grey levels go from `low` to `high`, over all trials."""
     if low < 0 or high > 255:
         return GREY_OUTSIDE.found(mouse_id)
-    return GREY_UNIT.found(mouse_id, low=low, high=high) if low < high <= 1 else None
+    return GREY_UNIT.found(mouse_id, low=low, high=high) if low < high <= 1 + OVERSHOOT else None

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from viv1t.data.finding import LONG
 from viv1t.data.session import Session
 from viv1t.data.survey import recordings_in
 from viv1t.data.video import is_video
 from viv1t.errors import DataError
-from viv1t.types import TIERS
+from viv1t.types import MAX_FRAMES, TIERS
 
 logger = logging.getLogger("viv1t")
 
@@ -78,6 +79,8 @@ def session_info(mouse_id: str, path: Path) -> SessionInfo:
             except DataError:
                 unreadable += 1
     notes = [f"the movies of {videos} trials are video files"] if videos else []
+    if durations and max(durations) > MAX_FRAMES:
+        notes.append(LONG.what.format(frames=max(durations)))
     if unreadable:
         notes.append(f"{unreadable} trials cannot be read: `viv1t-data check` names them")
     try:

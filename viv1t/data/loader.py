@@ -178,6 +178,15 @@ class Recordings:
         """Groups of the tier's trials that show the same movie."""
         return self._sessions[mouse_id].repeats(tier)
 
+    def long_trials(self, mouse_id: str, trials: Sequence[int]) -> Finding | None:
+        """What there is to say of trials longer than what is used of them; None for nothing.
+
+        Raises:
+            DataError: a trial is missing or damaged.
+        """
+        most = max((self._sessions[mouse_id].duration(trial) for trial in trials), default=0)
+        return LONG.found(mouse_id, frames=most) if most > MAX_FRAMES else None
+
     def notices(self, mouse_id: str) -> list[Finding]:
         """What is to be known of a mouse that can be trained on, as `viv1t-data check` says it.
 
@@ -194,11 +203,10 @@ class Recordings:
         trials = session.trials("validation")
         if not statistics.counts.size:  # which know the longest training trial
             trials = [*self._train[mouse_id], *trials]
-        most = max([int(np.count_nonzero(statistics.counts)), *(session.duration(trial) for trial in trials)])
-        if most > MAX_FRAMES:
-            found.append(LONG.found(mouse_id, frames=most))
-        levels = grey_levels(mouse_id, *statistics.grey_levels)
-        return [*found, levels] if levels else found
+        longest = np.count_nonzero(statistics.counts)
+        long = LONG.found(mouse_id, frames=longest) if longest > MAX_FRAMES else self.long_trials(mouse_id, trials)
+        levels = grey_levels(mouse_id, *movie_levels(statistics))
+        return [*found, *(finding for finding in (long, levels) if finding is not None)]
 
     def session(self, mouse_id: str) -> Session:
         """A mouse's recording as it lies on disk."""

@@ -27,7 +27,7 @@ from viv1t.data.trial_video import write_trial
 from viv1t.errors import ConfigError, DataError
 from viv1t.files import replacing, sync_folder, write_text
 from viv1t.progress import Progress
-from viv1t.types import TIERS
+from viv1t.types import TEST_TIERS, TIERS
 
 logger = logging.getLogger("viv1t")
 
@@ -245,7 +245,7 @@ class _Packing:
         sums = {}
         files = []
         for variable in VARIABLES:
-            array = self.session.read(variable, trial)
+            array = self._read(variable, trial)
             block = stacked(writer.layout, self.session, variable, trial, array)
             if variable in self.stacked:
                 writer.write(variable, index, block)
@@ -262,6 +262,13 @@ class _Packing:
         state.files += files
         state.silent.append(silent)
         state.done = index + 1
+
+    def _read(self, variable: str, trial: int) -> np.ndarray:
+        """As recorded; responses that are withheld by leaving them out are written as zero, which says the same."""
+        session = self.session
+        if variable == "response" and session.tiers[trial] in TEST_TIERS and session.lacks_response(trial):
+            return np.zeros((session.mouse.neurons, session.duration(trial)), np.float32)
+        return session.read(variable, trial)
 
     def _write_video(self, trial: int, movie: np.ndarray) -> str:
         path = video_file(self.part, trial)

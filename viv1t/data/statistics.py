@@ -63,11 +63,6 @@ class MouseStatistics:
     trial_ids: tuple[int, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
-    @property
-    def grey_levels(self) -> tuple[float, float]:
-        """The darkest and the brightest pixel of the movies they are of: 0 to 255 where these are as they should be."""
-        return float(np.nanmin(self.trial["video"].min)), float(np.nanmax(self.trial["video"].max))
-
 
 def movie_levels(statistics: MouseStatistics) -> tuple[float, float]:
     """The smallest and the largest value of the movies of the tier `train`."""

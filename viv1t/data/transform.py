@@ -133,6 +133,8 @@ class Transform:
         if mode == "none":
             return
         assert statistics is not None
+        if len(statistics.trial_ids) == 1 and response_scale == "frame":
+            raise ONE_TRIAL.found(mouse_id).error
         family = statistics.trial if _FAMILY[mode] == "trial" else statistics.time
         if family is None:
             raise ConfigError("--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1")
@@ -270,8 +272,6 @@ def response_affine(mouse_id: str, statistics: MouseStatistics, scale: str) -> A
     try:
         precision = response_precision(_padded(deviation))
     except ValueError as error:
-        if len(statistics.trial_ids) == 1:
-            raise ONE_TRIAL.found(mouse_id).error from error
         raise DataError(f"mouse {mouse_id}, response: {error}: there is nothing to learn here") from error
     return Affine(np.zeros_like(precision), precision)
 

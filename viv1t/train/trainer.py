@@ -17,12 +17,10 @@ import numpy as np
 import torch
 
 from viv1t.config import CriticConfig, RunConfig, VivitConfig, check_same_core
-from viv1t.data.finding import WITHHELD
 from viv1t.data.loader import Recordings
 from viv1t.data.order import Cursor
 from viv1t.data.reader import Batches
 from viv1t.data.recorded import write_recorded
-from viv1t.data.session import missing_tier
 from viv1t.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from viv1t.families.sensorium2023.grid import check_grid
 from viv1t.files import remove_leftovers, write_text
@@ -50,7 +48,7 @@ from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import NotFinite, Step, largest_batch
-from viv1t.train.validate import Validation, check_every_frame, check_length, validate
+from viv1t.train.validate import Validation, check_every_frame, check_length, check_recordings, validate
 from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES
 
@@ -127,7 +125,7 @@ class Trainer:
             torch.use_deterministic_algorithms(True, warn_only=self.device.type != "cpu")
         if train.precision == "tf32" and self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # the kernels look at it, too
-        self._check_data()
+        check_recordings(self.recordings)
         self.model = new_model(self.config, self.recordings).to(self.device)
         if self.config.core.freeze:
             if self.ranks.size > 1:
@@ -164,20 +162,6 @@ class Trainer:
         self._before: dict[str, torch.Tensor] = {}  # those buffers before the step under way
         self._saved = Cursor(-1, 0, "")
         self._steps_since, self._time_saved = 0, time.monotonic()
-
-    def _check_data(self) -> None:
-        """Raises the first error of recordings that cannot be trained on; logs what is to be known of others."""
-        for mouse_id, size in self.recordings.train_sizes.items():
-            session = self.recordings.session(mouse_id)
-            if not size:
-                raise missing_tier(session, "train").error
-            if not self.recordings.trial_ids(mouse_id, "validation"):
-                raise missing_tier(session, "validation").error
-            if self.recordings.hidden(mouse_id, "validation"):
-                raise WITHHELD.found(mouse_id, tier="validation", how="zero, NaN or absent").error
-            if mouse_id in self.recordings.served:
-                for finding in self.recordings.notices(mouse_id):
-                    log.warning("%s", finding.line)
 
     # -- starting, stopping, going on ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from viv1t.config import OptimizerConfig, RunConfig
 from viv1t.criterion import criterion
+from viv1t.data.finding import WITHHELD
 from viv1t.data.loader import Recordings
+from viv1t.data.session import missing_tier
 from viv1t.errors import ConfigError, DataError
 from viv1t.metrics import CorrelationAccumulator
 from viv1t.model.twin import ViV1T
 from viv1t.train.distributed import Ranks
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
+
+log = logging.getLogger("viv1t.train")
 
 
 def check_every_frame(config: RunConfig) -> None:
@@ -155,3 +160,22 @@ def validate(
         scores = ranks.sum(scores)
     correlation, losses = scores.tolist()
     return Validation(dict(zip(recordings.mice, correlation, strict=True)), float(np.mean(losses)))
+
+
+def check_recordings(recordings: Recordings) -> None:
+    """Raises the first error of recordings that cannot be trained on, and logs what is to be known of others.
+
+    Raises:
+        DataError: a mouse cannot be trained or scored.
+    """
+    for mouse_id, size in recordings.train_sizes.items():
+        session = recordings.session(mouse_id)
+        if not size:
+            raise missing_tier(session, "train").error
+        if not recordings.trial_ids(mouse_id, "validation"):
+            raise missing_tier(session, "validation").error
+        if recordings.hidden(mouse_id, "validation"):
+            raise WITHHELD.found(mouse_id, tier="validation", how="zero, NaN or absent").error
+        if mouse_id in recordings.served:
+            for finding in recordings.notices(mouse_id):
+                log.warning("%s", finding.line)
