@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viv1t.data.loader import Recordings
-from viv1t.errors import CheckpointError, ConfigError
+from viv1t.errors import ConfigError
 from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
-from viv1t.safe_yaml import read_yaml
 from viv1t.scores import Scores, ScoresAccumulator
 from viv1t.train.ensemble import check_fit
 from viv1t.train.validate import scored_trials
@@ -215,37 +212,6 @@ def view_mapping(by_mouse: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
         known = {m: value for m, value in values.items() if value is not None}
         if known:
             result[metric] = {**known, "average": float(np.mean(list(known.values())))}
-    return result
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of an `evaluation.yaml`; nothing where there is none.
-
-    Raises:
-        CheckpointError: it is not a mapping.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = read_yaml(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as YAML; delete it, or choose another --output") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a mapping of tiers was expected; delete it, or choose another --output")
-    return content
-
-
-def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier evaluation of the same run with newer scores: tiers and mice not scored now keep theirs."""
-    result = dict(before)
-    for key, value in new.items():
-        old = result.get(key)
-        result[key] = value
-        if isinstance(old, dict) and isinstance(value, dict):
-            result[key] = merged(old, value)
-            if "average" in value:
-                by_mouse = [r for m, r in result[key].items() if m != "average"]
-                result[key]["average"] = float(np.mean(by_mouse))
     return result
 
 

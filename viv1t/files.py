@@ -211,4 +211,10 @@ def write_text(path: Path, text: str) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes what writers left in `folder` that were killed; nobody else may be writing there."""
     for path in folder.glob(f".*{_PART}*"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file has a name that `replacing` gives to what is being written."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(_PART)}(\.\w+)?", path.name) is not None

@@ -18,9 +18,10 @@ from viv1t import evaluate as evaluate_module
 from viv1t.cli.evaluate import main
 from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
-from viv1t.evaluate import AS_TRAINED, evaluate, merged
+from viv1t.evaluate import AS_TRAINED, evaluate
 from viv1t.metrics import correlation_to_average, single_trial_correlation
 from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.train.score_file import merged
 from viv1t.types import SENSORIUM_SESSIONS
 
 SKIP = 50
@@ -343,3 +344,65 @@ def test_neurons_are_scored_one_by_one(runs: Path, mice: Path) -> None:
     by_neuron = scores.by_view[AS_TRAINED]["F"].single_trial
     assert by_neuron.shape == (Session.open(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
     assert scores.single_trial["F"] == pytest.approx(float(by_neuron.mean()))
+
+
+# -- what is there stays -----------------------------------------------------------------------------------------------
+
+
+def scores_in(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def test_the_same_command_on_a_finished_run_keeps_other_scores(
+    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run" / "evaluation.yaml"
+    train(mice, tmp_path / "run", epochs=1)
+    ran([tmp_path / "run", "--tier", "train", "validation", "--all_metrics"], capsys)
+    before = scores_in(file)
+    assert set(before) == {"train", "validation", "all_metrics"} | {"correlation_to_average"} & set(before)
+    train(mice, tmp_path / "run", epochs=1)  # a job that was queued again
+    after = scores_in(file)
+    assert after.keys() == before.keys()
+    assert after["train"] == before["train"]
+    assert after["all_metrics"] == before["all_metrics"]
+    # Of a file that older releases wrote, too.
+    file.write_text(yaml.safe_dump(before))
+    train(mice, tmp_path / "run", epochs=1)
+    assert scores_in(file)["train"] == before["train"]
+
+
+def test_scores_of_weights_that_a_run_no_longer_has_are_dropped_with_a_word(
+    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.2])
+    train(mice, tmp_path / "run", epochs=1)
+    ran([tmp_path / "run", "--tier", "train"], capsys)
+    script_validation(monkeypatch, [0.4])
+    train(mice, tmp_path / "run", epochs=2)
+    assert set(scores_in(tmp_path / "run" / "evaluation.yaml")) == {"validation"}
+    log = (tmp_path / "run" / "output.log").read_text()
+    assert "held scores (validation, train) of other weights; they are replaced" in log
+
+
+def test_scores_of_an_ensemble_are_added_to_its_own_alone(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran([runs / "one", runs / "two"], capsys)
+    validation = scores_in(tmp_path / "evaluation.yaml")["validation"]
+    ran([runs / "two", runs / "one", "--tier", "train"], capsys)
+    both = scores_in(tmp_path / "evaluation.yaml")
+    assert {"validation", "train"} <= set(both)
+    assert both["validation"] == validation
+    # The same the other way round, with a file that was named.
+    words = ["--output", tmp_path / "named.yaml"]
+    ran([runs / "one", runs / "two", "--tier", "train", *words], capsys)
+    ran([runs / "one", runs / "two", *words], capsys)
+    assert scores_in(tmp_path / "named.yaml")["train"] == both["train"]
+    # Another ensemble's scores are not mixed with them, nor lost.
+    before = (tmp_path / "evaluation.yaml").read_bytes()
+    assert "evaluation.yaml: holds scores of other weights" in ran([runs / "two", runs / "two"], capsys, 1)
+    assert (tmp_path / "evaluation.yaml").read_bytes() == before
+    ran([runs / "two", *words], capsys)
+    assert "train" not in scores_in(tmp_path / "named.yaml")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -89,3 +90,60 @@ def test_no_limit_ends_nothing() -> None:
     with Watch() as watch, watch.limit(0, lambda: Interrupted(2)) as restart:  # type: ignore
         time.sleep(0.6)
         restart()
+
+
+# -- once the signal is answered -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The statuses with which the second thread would have ended the process, after a tenth of a second."""
+    statuses: list[int] = []
+    monkeypatch.setattr("viv1t.train.watch.os._exit", statuses.append)
+    monkeypatch.setattr("viv1t.train.watch.GRACE", 0.1)
+    return statuses
+
+
+def leave_by_signal(watch: Watch) -> None:
+    """As training does."""
+    with suppress(Interrupted), watch.saving(lambda: None):
+        send(signal.SIGTERM)
+        watch.check()
+
+
+def test_what_is_closed_after_the_save_may_take_its_time(ends: list[int]) -> None:
+    with Watch() as watch:
+        leave_by_signal(watch)
+        time.sleep(1.2)  # trackers, say
+    assert ends == []
+
+
+def test_a_save_that_takes_longer_than_a_step_may_is_not_broken_off(ends: list[int]) -> None:
+    with Watch() as watch:
+        with watch.saving(lambda: None):
+            send(signal.SIGTERM)
+            with watch.changing:
+                watch.answer()
+                time.sleep(1.2)
+        time.sleep(0.6)
+    assert ends == []
+
+
+def test_nor_is_what_ends_without_a_save(ends: list[int]) -> None:
+    with Watch():
+        with pytest.raises(Interrupted):
+            send(signal.SIGINT)
+        time.sleep(1.2)
+    assert ends == []
+
+
+def test_what_never_closes_is_ended(
+    ends: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("viv1t.train.watch.CLOSING", 0.2)
+    with Watch() as watch:
+        leave_by_signal(watch)
+        while not ends:
+            time.sleep(0.01)
+    assert ends[0] == 143
+    assert "interrupted, after all was saved" in capsys.readouterr().err

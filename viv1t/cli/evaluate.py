@@ -8,8 +8,6 @@ from pathlib import Path
 
 from viv1t.cli.options import Parser, run_main
 from viv1t.errors import DataError, check_run_folders
-from viv1t.files import write_text
-from viv1t.safe_yaml import dump_yaml
 from viv1t.types import OLD_MICE, TEST_TIERS, TIERS
 
 
@@ -33,21 +31,27 @@ def _work(argv: Sequence[str] | None) -> int:
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
     parser.add_argument(
-        "--output", help="YAML file; default RUN/evaluation.yaml, or ./evaluation.yaml for several runs"
+        "--output", help="YAML file, where earlier scores of the same weights stay; default RUN/evaluation.yaml, or "
+        "./evaluation.yaml for several runs",
     )
     args = parser.parse_args(argv)
     check_run_folders(args.runs)
 
     from viv1t.cli.score_tables import NOTES, as_table, as_tables, own_table
-    from viv1t.evaluate import VIEWS, as_mapping, evaluate, family_scores, merged, read_evaluation
+    from viv1t.evaluate import VIEWS, as_mapping, evaluate, family_scores
     from viv1t.train.ensemble import open_ensemble
     from viv1t.train.run_folder import RunFolder
+    from viv1t.train.score_file import earlier_scores, merged, weights_checksum, write_scores
     from viv1t.train.trainer import best_device
 
     runs = [RunFolder(run) for run in args.runs]
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))
     models, recordings = open_ensemble(args.runs, best_device(args.device), args.data, args.mouse_ids)
+    checksum = weights_checksum(models)
+    output = Path(args.output) if args.output else runs[0].evaluation if len(runs) == 1 else Path("evaluation.yaml")
+    in_run = len(runs) == 1 and output.resolve() == runs[0].evaluation.resolve()
     with closing(recordings):
+        earlier = earlier_scores(output, checksum, own=in_run, named=args.output is not None)  # before minutes pass
         views = [v for v in VIEWS if v.scale == "neuron" or runs[0].config().data.transform != "none"]
         scores = evaluate(models, recordings, tiers, views if args.all_metrics else ())
         own = family_scores(models, recordings, tiers, runs[0].family())
@@ -69,15 +73,7 @@ def _work(argv: Sequence[str] | None) -> int:
         print(f"\n{NOTES}")
     if own:
         print("", own_table(own), sep="\n")
-    result = own or as_mapping(scores)
-    if args.output:
-        output = Path(args.output)
-    elif len(runs) > 1:
-        output = Path("evaluation.yaml")
-    else:
-        output = runs[0].evaluation
-        result = merged(read_evaluation(output), result)
-    write_text(output, dump_yaml(result))
+    write_scores(output, merged(earlier, own or as_mapping(scores)), checksum)
     print(f"written to {output}")
     return 0
 

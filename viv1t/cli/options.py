@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,32 @@ def read_config_file(path: str) -> Options:
 def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
     _open_streams()
-    console = logging.StreamHandler()
-    console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[console])
     keep_threads_within(usable_cores())
+    with _console_log(program):
+        return _run_main(program, work, argv)
+
+
+@contextmanager
+def _console_log(program: str) -> Iterator[None]:
+    """Warnings go to the console, unless the program around this one takes them; afterwards all is as it was."""
+    root, package = logging.getLogger(), logging.getLogger("viv1t")
+    levels = root.level, package.level
+    console = None
+    if not root.handlers:
+        console = logging.StreamHandler()
+        console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
+        root.addHandler(console)
+        root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        if console is not None:
+            root.removeHandler(console)
+        root.setLevel(levels[0])
+        package.setLevel(levels[1])
+
+
+def _run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     try:
         try:
             status = work(argv)

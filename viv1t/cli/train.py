@@ -46,7 +46,7 @@ def _work(argv: Sequence[str] | None) -> int:
     config = RunConfig.from_options(options)
     trainer, final = run(config)
     if config.train.verbose and trainer.ranks.first:
-        print(f"correlation on the tier validation: {final.mean:.4f}; run folder: {config.train.output_dir}")
+        print(f"correlation on the tier validation: {final.mean:.4f}; run folder: {trainer.run.path}")
     return 0
 
 

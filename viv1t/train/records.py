@@ -7,10 +7,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from viv1t.errors import CheckpointError
 from viv1t.files import write_text
-from viv1t.safe_yaml import dump_yaml
 from viv1t.train.run_folder import RunFolder
+from viv1t.train.score_file import earlier_scores, merged, weights_checksum, write_scores
 from viv1t.train.validate import Validation
 
 Row = dict[str, Any]
@@ -59,7 +61,15 @@ class Records:
         write_text(self._run.metrics, text.getvalue())
 
 
-def write_evaluation(run: RunFolder, validation: Validation) -> None:
-    """Writes `evaluation.yaml` in the published layout."""
+def write_evaluation(run: RunFolder, validation: Validation, model: nn.Module) -> None:
+    """Writes the scores of a run's weights on the tier `validation` to `evaluation.yaml`, with what is there of them.
+
+    Args:
+        run: whose scores they are.
+        validation: the scores.
+        model: with the weights that were scored.
+    """
     scores = {mouse: float(r) for mouse, r in validation.correlation.items()} | {"average": validation.mean}
-    write_text(run.evaluation, dump_yaml({"validation": scores}))
+    checksum = weights_checksum([model])
+    earlier = earlier_scores(run.evaluation, checksum, own=True)
+    write_scores(run.evaluation, merged(earlier, {"validation": scores}), checksum)

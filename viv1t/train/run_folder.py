@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.data.recorded import Recorded
@@ -23,7 +23,8 @@ from viv1t.files import replacing, write_text
 from viv1t.model.published import check_entries
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.safe_yaml import dump_yaml, read_yaml
-from viv1t.train.checkpoint import read_checkpoint
+from viv1t.train.checkpoint import Progressed, read_checkpoint, read_newest
+from viv1t.train.clearing import RECORDINGS, clear, is_ours, links
 from viv1t.train.published_file import read_published
 from viv1t.types import MAX_FRAMES
 
@@ -43,7 +44,11 @@ class RunFolder:
     """Paths and records of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self._folder: int | None = None  # a descriptor, while locked
+        self._place(Path(path))
+
+    def _place(self, path: Path) -> None:
+        self.path = path
         self.args = self.path / "args.yaml"
         self.best = self.path / "ckpt" / "best.safetensors"
         self.last = self.path / "ckpt" / "last.safetensors"
@@ -53,7 +58,7 @@ class RunFolder:
         self.log = self.path / "output.log"
         self.plots = self.path / "plots"
         self.failure = self.path / "failure"
-        self.recordings = self.path / "recordings.safetensors"
+        self.recordings = self.path / RECORDINGS
 
     @property
     def published(self) -> Path | None:
@@ -77,35 +82,89 @@ class RunFolder:
             ConfigError: the folder holds something else, or a run with other options.
         """
         # The lock is taken before this, and hidden files are nobody's results.
-        if not self.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+        strangers = [p for p in self.path.iterdir() if not p.name.startswith(".") and p != self.recordings]
+        if not self.exists() and strangers:
             raise ConfigError(
                 f"--output_dir {self.path} is not a run folder (it has no args.yaml), and not empty; nothing was "
                 "deleted: choose another folder"
             )
-        if config.train.clear_output_dir:
-            return
-        if self.started:
-            self._check_same(config)
-        elif self.published is not None:
+        if self.published is not None and not self.started:
             raise ConfigError(
                 f"--output_dir {self.path} holds a published run, which cannot be continued in place: start from it "
                 f"with --restore {self.path} and another --output_dir"
             )
+        if self.exists():
+            self._check_ours()
+        if config.train.clear_output_dir:
+            if linked := links(self.path):
+                raise ConfigError(
+                    f"--clear_output_dir: {linked[0]} is a link, or not what a run writes by this name; nothing was "
+                    "deleted: delete it yourself, or choose another --output_dir"
+                )
+        elif self.started:
+            self._check_same(config)
+        elif self.best.is_file() and (epoch := read_checkpoint(self.best)[1].get("epoch", 0)) > 1:
+            raise ConfigError(
+                f"{self.path} holds the weights of epoch {epoch}, but no save to go on from ({self.last.name}): start "
+                f"from them with --restore {self.path} and another --output_dir, or pass --clear_output_dir"
+            )
+
+    def _check_ours(self) -> None:
+        """Raises a ConfigError unless the folder proves to be a run of this program: a name alone is no proof."""
+        try:
+            self.config()
+            _shapes(self.read_args(), self.args)
+            if is_ours(self.path):
+                return
+            reason = "nothing else in it is of a run"
+        except CheckpointError as error:
+            reason = str(error)
+        raise ConfigError(
+            f"--output_dir {self.path} is not a run folder of this program, though it has a file args.yaml ({reason}); "
+            "nothing was deleted: choose another folder"
+        )
 
     def clear(self) -> None:
-        """Deletes everything in the folder but the lock."""
-        for entry in self.path.iterdir():
-            if entry.name == ".lock":
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        """Deletes what the run in the folder has written; names what else is there, which stays."""
+        if self.exists() and (left := clear(self.path, self.mouse_ids())):
+            log.warning("--clear_output_dir: %s: not written by a run, and left as it is", ", ".join(left))
 
     def discard_results(self) -> None:
         """Deletes what a run interrupted in its first epoch may have left."""
         for path in (self.best, self.metrics, self.evaluation):
             path.unlink(missing_ok=True)
+
+    def follow(self) -> Path | None:
+        """Where the folder was before it was moved while it was locked, once its paths are those of the new place.
+
+        Returns:
+            None where it has not been moved.
+
+        Raises:
+            CheckpointError: it was deleted, or is nowhere to be found.
+        """
+        if self._folder is None:
+            return None
+        known = os.fstat(self._folder)
+
+        def is_at(path: Path) -> bool:
+            try:
+                return os.path.samestat(known, path.stat())
+            except OSError:
+                return False
+
+        if is_at(self.path):
+            return None
+        before = self.path
+        with contextlib.suppress(OSError):
+            now = Path(os.readlink(f"/proc/self/fd/{self._folder}"))
+            if is_at(now):
+                self._place(now)
+                return before
+        raise CheckpointError(
+            f"--output_dir {before} was deleted or moved to another disk while it was used, and nothing more can be "
+            "saved in it: if there is a copy, it goes on from its last save with --output_dir and its path"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,16 +177,21 @@ class RunFolder:
             made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self._take_lock()
+            self._folder = folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise CheckpointError(f"--output_dir {self.path} cannot be written: {error.strerror or error}") from error
         try:
             yield
         finally:
-            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(CheckpointError):  # what is there in place of this folder is another's
+                self.follow()
+                (self.path / ".lock").unlink(missing_ok=True)
+            self._folder = None
+            os.close(folder)
             lock.close()
             with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
+                for empty in made:
+                    empty.rmdir()
 
     def _take_lock(self) -> IO[str]:
         path = self.path / ".lock"
@@ -233,13 +297,50 @@ class RunFolder:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.args}: describes a model that cannot be built ({reason})") from error
 
-    def best_facts(self) -> dict[str, Any]:
-        """`epoch` and `value`, the validation score, of the best weights, where the run says them."""
+    def weights(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+        """The weights that stand for the run: of the best epoch, or, with a warning, of the last where none was good.
+
+        Returns:
+            The file, its entries of the model (as published in a published file), and their `epoch` and `value`.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+        """
         if self.best.is_file():
-            return read_checkpoint(self.best)[1]
+            entries, facts = read_checkpoint(self.best)
+            return self.best, _of_model(entries), facts
         family = self.family()
-        if family.wrapped:
-            return read_published(self.path / family.weights)[1]
+        published = self.path / family.weights
+        if published.is_file():
+            state, facts = read_published(published, family.wrapped)
+            return published, state, facts if family.wrapped else self._told_facts()
+        if (other := self.published) is not None:
+            name = next(f.name for f in FAMILIES.values() if self.path / f.weights == other)
+            raise CheckpointError(
+                f"{self.path}: args.yaml holds options of the family of {family.name}, but "
+                f"{other.relative_to(self.path)} is a checkpoint of the family of {name}: two runs are mixed here"
+            )
+        if not self.started:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint: none of {self.best.relative_to(self.path)}, "
+                f"{self.last.relative_to(self.path)} and {family.weights}"
+            )
+        path, entries, facts = read_newest(self.last, self.previous)
+        state = Progressed.from_facts(facts, path)
+        if (best := state.schedule["best_epoch"]) is not None:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint {self.best.relative_to(self.path)}, though epoch {best} was the best: "
+                "restore the file from a copy"
+            )
+        epochs = state.cursor.epoch - 1
+        log.warning(
+            "%s: no epoch's correlation has been above 0, so there are no best weights: the last ones are used, %s",
+            self.path, f"of epoch {epochs}" if epochs else "of the first epoch, which is not finished",
+        )  # fmt: skip
+        return path, _of_model(entries), {"epoch": epochs, "value": 0.0}
+
+    def _told_facts(self) -> dict[str, Any]:
+        """`epoch` and `value` of a published checkpoint that does not hold them itself, where the run says them."""
         info = self.path / "ckpt" / "info.yaml"
         try:
             content = read_yaml(info) if info.is_file() else {}
@@ -249,30 +350,18 @@ class RunFolder:
         return {"epoch": known.get("epoch", 0), "value": known.get("best_corr", 0.0)}
 
     def load_model(self, device: str | torch.device = "cpu") -> ViV1T:
-        """The run's best model in evaluation mode; needs no data on disk.
+        """The run's best model in evaluation mode, or its last where none was good; needs no data on disk.
 
         Raises:
             CheckpointError: the folder is no run, or its checkpoint is missing, damaged or does not fit.
         """
+        return self.load_with_facts()[0].to(device)
+
+    def load_with_facts(self) -> tuple[ViV1T, dict[str, Any]]:
+        """The same on the CPU, with the `epoch` and `value` of its weights."""
         family = self.family()
         weights = self.path / family.weights
-        if self.best.is_file():
-            path = self.best
-            state = {k.removeprefix("model/"): v for k, v in read_checkpoint(path)[0].items() if k[:6] == "model/"}
-        elif weights.is_file():
-            path = weights
-            state, _ = read_published(path, family.wrapped)
-        elif (other := self.published) is not None:
-            name = next(f.name for f in FAMILIES.values() if self.path / f.weights == other)
-            raise CheckpointError(
-                f"{self.path}: args.yaml holds options of the family of {family.name}, but "
-                f"{other.relative_to(self.path)} is a checkpoint of the family of {name}: two runs are mixed here"
-            )
-        else:
-            raise CheckpointError(
-                f"{self.path} has no checkpoint: neither {self.best.relative_to(self.path)} nor {family.weights}; a "
-                "run writes one at its first epoch with a positive correlation"
-            )
+        path, state, facts = self.weights()
         # Without memory first: options that do not fit the file may describe a model of any size.
         with torch.device("meta"):
             outline = self.build_model()
@@ -284,7 +373,11 @@ class RunFolder:
         model.load_state_dict(state)
         for line in family.remarks(model.config):
             log.warning("%s: %s", self.path, line)
-        return model.to(device).eval()
+        return model.eval(), facts
+
+
+def _of_model(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("model/"): v for k, v in entries.items() if k.startswith("model/")}
 
 
 def shapes_of(model: ViV1T, crop_frame: int) -> dict[str, Any]:
@@ -325,13 +418,12 @@ def save_published(run: RunFolder, out: Path) -> Path:
     target = RunFolder(out)
     if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder: choose another")
-    family, model = run.family(), run.load_model()
+    family, (model, facts) = run.family(), run.load_with_facts()
     weights = target.path / family.weights
     try:
         args = family.to_args(model, run.read_args())
     except ConfigError as error:
         raise ConfigError(f"{run.path}: {error}") from error
-    facts = run.best_facts()
     content: dict[str, Any] = family.to_published(model)
     if family.wrapped:
         content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": content}

@@ -6,7 +6,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -95,8 +95,7 @@ class WandB:
             )  # fmt: skip
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"--wandb: {str(error).rstrip('.')}; or set WANDB_MODE=offline to keep the numbers in the "
-                "run folder"
+                f"--wandb: {str(error).rstrip('.')}; or set WANDB_MODE=offline to keep the numbers in the run folder"
             ) from error
         write_text(path, f"{self._run.id}\n")
 
@@ -120,13 +119,15 @@ def trackers(config: RunConfig, folder: RunFolder, epoch: int) -> Iterator[list[
     Raises:
         ConfigError: Weights & Biases cannot be reached.
     """
-    chosen: list[Tracker] = []
-    try:
+    with ExitStack() as closing:  # each is closed, whatever happens to another
+        chosen: list[Tracker] = []
+
+        def use(tracker: Tracker) -> None:
+            closing.callback(tracker.close)
+            chosen.append(tracker)
+
         if find_spec("tensorboard") is not None:
-            chosen.append(TensorBoard(folder, epoch))
+            use(TensorBoard(folder, epoch))
         if config.train.wandb is not None:
-            chosen.append(WandB(folder, config))
+            use(WandB(folder, config))
         yield chosen
-    finally:
-        for tracker in chosen:
-            tracker.close()

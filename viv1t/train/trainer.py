@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +47,7 @@ from viv1t.train.records import Records, write_evaluation
 from viv1t.train.run_folder import RunFolder, shapes_of
 from viv1t.train.schedule import PlateauSchedule, cosine_factor
 from viv1t.train.step import NotFinite, Step, largest_batch
+from viv1t.train.switches import deterministic, tensor_cores
 from viv1t.train.validate import Validation, check_every_frame, check_length, check_recordings, validate
 from viv1t.train.watch import Watch
 from viv1t.types import MAX_FRAMES
@@ -119,12 +119,6 @@ class Trainer:
     def __post_init__(self) -> None:
         train = self.config.train
         self.device = best_device(train.device)
-        if train.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            # Not everything has a deterministic form on a GPU: PyTorch then warns and names it.
-            torch.use_deterministic_algorithms(True, warn_only=self.device.type != "cpu")
-        if train.precision == "tf32" and self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # the kernels look at it, too
         check_recordings(self.recordings)
         self.model = new_model(self.config, self.recordings).to(self.device)
         if self.config.core.freeze:
@@ -162,6 +156,7 @@ class Trainer:
         self._before: dict[str, torch.Tensor] = {}  # those buffers before the step under way
         self._saved = Cursor(-1, 0, "")
         self._steps_since, self._time_saved = 0, time.monotonic()
+        self._moved = False
 
     # -- starting, stopping, going on ------------------------------------------------------------------------------
 
@@ -295,6 +290,7 @@ class Trainer:
         self._collect()
         if not self.ranks.first:
             return
+        self._follow()
         state = Progressed(
             cursor=cursor,
             losses=self.losses,
@@ -304,6 +300,20 @@ class Trainer:
         )
         entries = module_entries(self.modules) | self._before | optimizer_entries(self.modules, self.optimizer)
         write_checkpoint(self.run.last, entries, state.facts(), self.run.previous)
+
+    def _follow(self) -> None:
+        """Goes after a run folder that was moved: nothing is written where it was."""
+        if (before := self.run.follow()) is not None:
+            self._moved = True
+            log.warning("%s was moved to %s while training", before, self.run.path)
+
+    def _end_if_moved(self) -> None:
+        """Raises a CheckpointError once a moved run folder holds a save."""
+        if self._moved:
+            raise CheckpointError(
+                f"the run folder was moved while training; saved in {self.run.path} after {self._where()}: go on with "
+                f"--output_dir {self.run.path}"
+            )
 
     def _collect(self) -> None:
         """Gives every process the readouts that others train, to be saved or gone back to."""
@@ -339,9 +349,12 @@ class Trainer:
             Interrupted: a signal came; the run was saved and goes on from there.
             TrainingError: a loss or a gradient is not finite, or memory does not suffice.
         """
-        if self.finished:
-            log.info("%s is finished after epoch %d", self.run.path, self.epoch)
-        elif self.step.micro_batch_size == 0 and self.config.data.batch_size > 1:
+        with deterministic(self.config.train.deterministic, warn_only=self.device.type != "cpu"):
+            return self._fit(after_epoch)
+
+    def _fit(self, after_epoch: Callable[[dict[str, Any]], None] | None) -> Validation:
+        ended = self.finished
+        if not ended and self.step.micro_batch_size == 0 and self.config.data.batch_size > 1:
             self.step.micro_batch_size = self._find_micro_batch()
         # Alone, the second thread can save as well; with others it would have to ask them.
         with self.watch.saving(self._save_last if self.ranks.size == 1 else None):
@@ -349,24 +362,45 @@ class Trainer:
                 self._run_frozen_core()
                 while not self.finished:
                     began = time.monotonic()
-                    self._train_epoch()
+                    with tensor_cores(self.config.train.precision == "tf32" and self.device.type == "cuda"):
+                        self._train_epoch()
                     validation = self._validate()
                     with self.watch.changing:
                         self._end_epoch(validation, time.monotonic() - began)
+                    self._end_if_moved()
                     if after_epoch is not None:
                         after_epoch(self.records.rows[-1])
                     self._stop_or_save()
             except Interrupted:
                 with self.watch.changing:
+                    self.watch.answer()
                     self._save_last()
-                log.info("saved after %s; the same command continues", self._where())
+                how = f"--output_dir {self.run.path}" if self._moved else "the same command"
+                log.info("saved after %s; %s continues", self._where(), how)
                 raise
         if self.run.best.is_file():
             self._load_best()
         final = self._validate()
         if self.ranks.first:
-            write_evaluation(self.run, final)
+            self._follow()
+            write_evaluation(self.run, final, self.model)
+            self._tell_end(ended)
         return final
+
+    def _tell_end(self, ended: bool) -> None:
+        """Says why nothing is left to train, and which weights the run comes to."""
+        if self.schedule.terminated:
+            why = "its correlation had stopped rising"
+        else:
+            why = f"that is all of --epochs {self.config.train.epochs}; more go on from here"
+        if ended:
+            why += "; nothing was trained now"
+        log.info("%s is finished after epoch %d: %s", self.run.path, self.epoch, why)
+        if not self.run.best.is_file():
+            log.warning(
+                "no epoch's correlation was above 0, so there are no best weights: the last ones stand for the run; "
+                "see %s", self.run.metrics,
+            )  # fmt: skip
 
     def _run_frozen_core(self) -> None:
         """Computes what a frozen core says of every trial."""
@@ -459,6 +493,7 @@ class Trainer:
         if due:
             with self.watch.changing:
                 self._save_last()
+        self._end_if_moved()
 
     def _name(self, epoch: int, batch: int) -> str:
         mouse_id, trials = self.recordings.order(epoch)[batch]
@@ -491,6 +526,8 @@ class Trainer:
 
     def _end_epoch(self, validation: Validation, seconds: float) -> None:
         """Takes the schedule's decision, and writes down what the epoch came to."""
+        if self.ranks.first:
+            self._follow()
         loss = float(np.mean(self.losses))
         self.epoch += 1
         self.batch, self.losses = 0, []

@@ -21,6 +21,7 @@ from typing import Any
 from viv1t.errors import Interrupted, Viv1tError
 
 GRACE = 3.0  # seconds for a step to end after a signal; what is left of five is for the save
+CLOSING = 60.0  # seconds for everything else to end once the signal is answered: a tracker may have much to send
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,7 +38,7 @@ class Watch:
     def __init__(self) -> None:
         self.changing = threading.Lock()
         self.signal = 0
-        self._asked = 0.0
+        self._asked = self._answered = 0.0
         self._raised = False
         self._patient = False
         self._save: Callable[[], None] | None = None
@@ -68,6 +69,8 @@ class Watch:
         """Raises Interrupted if a signal has come."""
         if self.signal:
             self._raised = True
+            if not self._patient:
+                self.answer()
             raise Interrupted(self.signal)
 
     @contextmanager
@@ -79,6 +82,8 @@ class Watch:
         finally:
             with self.changing:
                 self._save, self._patient = None, False
+                if self.signal:
+                    self.answer()
 
     @contextmanager
     def limit(self, seconds: float, error: Callable[[], Viv1tError]) -> Iterator[Callable[[], None]]:
@@ -103,6 +108,10 @@ class Watch:
         if not self._patient and not self._raised:
             self.check()
 
+    def answer(self) -> None:
+        """Tells that the first thread has heard of the signal and sees to the save: it may take its time."""
+        self._answered = self._answered or time.monotonic()
+
     def _note(self, number: int) -> None:
         if not self.signal:
             self._asked = time.monotonic()
@@ -117,15 +126,26 @@ class Watch:
                     if number in _SIGNALS:  # others that the program handles are written too
                         self._note(number)
             limit, now = self._limit, time.monotonic()
-            if self.signal and now > self._asked + GRACE:
-                self._end(128 + self.signal, "interrupted")
+            if self.signal and not self._answered and now > self._asked + GRACE:
+                self._end(128 + self.signal, "interrupted", in_time=lambda: self._answered > 0)
+            elif self.signal and self._answered and now > self._answered + CLOSING:
+                words = f"interrupted, after all was saved; what was being closed took more than {CLOSING:.0f} s"
+                self._end(128 + self.signal, words)
             elif limit is not None and now > limit[0]:
                 error = limit[1]()
                 self._end(error.exit_code, f"error: {error}")
 
-    def _end(self, status: int, words: str) -> None:
-        """Saves, if there is something to save, and ends the process as it stands: the first thread cannot."""
+    def _end(self, status: int, words: str, in_time: Callable[[], bool] = lambda: False) -> None:
+        """Saves, if there is something to save, and ends the process as it stands: the first thread cannot.
+
+        Args:
+            status: of the process.
+            words: to tell.
+            in_time: whether the first thread has got there while a change was waited for, and nothing is to be done.
+        """
         with self.changing:
+            if in_time():
+                return
             if self._save is not None:
                 try:
                     self._save()
