@@ -188,7 +188,7 @@ def test_a_run_does_not_go_on_with_other_recordings(mice: Path, others: Path, tm
         assert all(p.read_bytes() == content for p, content in before.items())
 
     refused(DataError, "6 of 6 neurons are others", others)
-    refused(ConfigError, "mice F, G, not G", mice, mouse_ids=["G"])
+    refused(ConfigError, r"--mouse_ids \['F', 'G'\] \(now \['G'\]\)", mice, mouse_ids=["G"])
     # The same numbers, but not the same neurons: their responses tell.
     session = others / SENSORIUM_SESSIONS["F"]
     (session / "meta" / "viv1t_statistics.safetensors").unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.data.recorded import Recorded
+from viv1t.data.session import LETTERS
 from viv1t.errors import CheckpointError, ConfigError, check_run_folders
 from viv1t.families.family import Family
 from viv1t.families.known import FAMILIES, family_of
@@ -256,6 +257,9 @@ class RunFolder:
         before, now = self.config().to_options(), config.to_options()
         free = _FREE - {"epochs"} if config.optimizer.schedule == "cosine" else _FREE
         differ = [k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)]
+        mice = [options.get("mouse_ids") for options in (before, now)]
+        if None not in mice and len({frozenset(LETTERS.get(m, m) for m in ids) for ids in mice}) > 1:
+            differ.append("mouse_ids")
         if differ:
             words = ", ".join(f"--{k} {before.get(k)} (now {now.get(k)})" for k in differ)
             raise ConfigError(
