@@ -1,6 +1,7 @@
 """Digital twins of mouse visual cortex: the ViV1T model, its training and its use.
 
-`Predictor` and `OnnxModel` take movies as recorded; `load_model` gives the model alone. Errors are in `viv1t.errors`.
+`Predictor` and `OnnxModel` take movies as recorded, `Stream` takes one frame after the other; `load_model` gives the
+model alone. Errors are in `viv1t.errors`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
     from viv1t.predictor import Predictor as Predictor
+    from viv1t.stream import Stream as Stream
 
 # In an editable install the kernels live in another folder; this lets `viv1t.kernels` be found there.
 __path__ = pkgutil.extend_path(__path__, __name__)
@@ -24,7 +26,7 @@ __version__ = "0.1.0"
 
 
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
-_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model"}
+_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream"}
 
 
 def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> ViV1T:
