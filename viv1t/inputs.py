@@ -48,7 +48,7 @@ def input_shapes(
     trials, frames = whole[0], whole[2]
     if not trials or not frames:
         raise ConfigError(f"{where}video has no frames: {video}")
-    seen = {}
+    seen: dict[str, tuple[Shape, Shape]] = {}
     for name, shape in states.items():
         view = {1: (1, *shape, 1), 2: (1, *shape)}.get(len(shape), shape)
         fits = len(view) == 3 and view[0] in (1, trials) and view[1] == 2 and view[2] in (1, frames)

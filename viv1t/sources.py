@@ -12,8 +12,8 @@ import numpy as np
 from viv1t.config import DataConfig
 from viv1t.data.metadata import has_statistics, read_metadata
 from viv1t.data.recorded import Recorded, RecordedMouse, other_neurons
-from viv1t.data.session import LETTERS
 from viv1t.data.statistics import movie_levels
+from viv1t.data.survey import LETTERS
 from viv1t.data.transform import Affine, Transform, family_of
 from viv1t.errors import ConfigError, DataError
 from viv1t.inputs import STATES
@@ -94,11 +94,8 @@ def _from_files(files: Sequence[Path], models: Sequence[ViV1T], mouse: str, conf
 
 def _from_recorded(recorded: Recorded, models: Sequence[ViV1T], mouse: str, config: DataConfig) -> Subject:
     _check(models, recorded.mice[mouse], recorded.frame_size, recorded.path)
-    statistics = recorded.statistics(mouse)
-    return Subject(
-        recorded.mice[mouse], recorded.transform(mouse, config), partial(recorded.median, mouse),
-        None if statistics is None else movie_levels(statistics),
-    )  # fmt: skip
+    transform, median = recorded.transform(mouse, config), partial(recorded.median, mouse)
+    return Subject(recorded.mice[mouse], transform, median, recorded.levels(mouse))
 
 
 def _from_published(

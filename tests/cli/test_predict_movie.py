@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from small_videos import moving_pattern, write_video
+from tiny_runs import make_mice, script_validation, train
 
 import viv1t
 from viv1t.cli.data import main as data_main
@@ -514,6 +515,35 @@ def test_a_run_and_a_movie_are_enough(
         moved = elsewhere(run, tmp_path / f"moved-{units}")
         predicted(capsys, moved, *common, tmp_path / f"moved-{units}-out")
         same(tmp_path / f"moved-{units}-out", tmp_path / units)
+
+
+@pytest.mark.parametrize("mode", [0, 5])
+def test_a_run_on_grey_levels_of_0_to_1_is_shown_films_in_its_range(
+    mode: int, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same recordings in grey levels of 0 to 1 and of 0 to 255: standardised, a film is the same to both."""
+    data = make_mice(tmp_path / "mice")
+    for path in (data / SENSORIUM_SESSIONS["F"] / "data" / "videos").glob("*.npy"):
+        np.save(path, np.load(path).astype(np.float32) / 255)
+    changes: dict[str, Any] = {"transform_mode": mode, "mouse_ids": ["F"], "epochs": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        script_validation(patch, [0.25], mice=("F",))
+        train(data, tmp_path / "run", **changes)
+    shown: list[float] = []
+    inside = SubjectModel.window
+
+    def window(self: SubjectModel, video: torch.Tensor, *args: Any, **options: Any) -> np.ndarray:
+        shown.append(float(video.max()))
+        return inside(self, video, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SubjectModel, "window", window)
+        for words in ([], ["--data", data]):
+            text = predicted(capsys, tmp_path / "run", *words, "--movie", film, "--quiet", "--out", tmp_path / "out")
+            assert "trained on grey levels of 0 to 1: the film's were divided by 255" in text
+    assert 0.3 < max(shown) <= 1
+    with pytest.raises(ConfigError, match="recordings' lie between 0 and 1: divide by 255"):
+        viv1t.Predictor(tmp_path / "run").predict(moving_pattern(60, *SIZE))
 
 
 def test_a_published_run_says_what_it_lacks_and_takes_it_from_a_file(

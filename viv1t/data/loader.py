@@ -231,7 +231,7 @@ class Recordings:
             DataError: a trial is missing or damaged, or there is none.
         """
         medians = {name: self.state_median(mouse_id, name) for name in STATES}
-        return RecordedMouse(self.mice[mouse_id], self._statistics[mouse_id], medians)
+        return RecordedMouse(self.mice[mouse_id], self._statistics[mouse_id], medians, self.movie_levels(mouse_id))
 
     def response_precision(self, mouse_id: str, frames: int) -> np.ndarray:
         """(N, 1 or frames) float32, what responses of the first `frames` frames are multiplied by; 1 untransformed."""

@@ -19,7 +19,7 @@ import numpy as np
 from viv1t.data.npy import read_npy
 from viv1t.data.recorded import STATES, RecordedMouse, write_recorded
 from viv1t.data.session import COORDINATES_FILE, FOLDERS, UNIT_IDS_FILE, VARIABLES, Session
-from viv1t.data.statistics import NAMES, Moments, MouseStatistics, computed_statistics, state_median
+from viv1t.data.statistics import NAMES, Moments, MouseStatistics, computed_statistics, movie_levels, state_median
 from viv1t.errors import DataError
 from viv1t.types import MAX_FRAMES, SENSORIUM_SESSIONS, Mouse
 
@@ -127,7 +127,8 @@ def write_statistics(path: Path, sessions: Mapping[str, Path]) -> list[str]:
             words = ", ".join(f"{mouse} {h} x {w}" for mouse, (h, w) in sizes.items())
             raise DataError(f"movies of all mice must have the same size, but have {words}; choose with --mouse_ids")
         medians = {name: state_median(session, name) for name in STATES}
-        mice[id] = RecordedMouse(session.mouse, computed_statistics(session), medians)
+        statistics = computed_statistics(session)
+        mice[id] = RecordedMouse(session.mouse, statistics, medians, movie_levels(statistics))
     write_recorded(path, mice, next(iter(sizes.values())), None)
     return list(mice)
 

@@ -11,6 +11,8 @@ on other movies. For every mouse, in the run's order:
                                             `trial`; none with `--transform_mode 0`
     <mouse>/{counts,trial_ids}              what they were computed from
     <mouse>/median/{behavior,pupil_center}  (2,) float32, over the tier `train`, as recorded
+    <mouse>/levels                          (2,) float32, smallest and largest value of the movies; of runs without
+                                            statistics, those of the first one
 
 The header holds one entry, JSON: `facts` and their `digest`. Facts are `mice` (id and session of each), `frame_size`
 ([H, W] pixels), `frame_rate` (Hz), `transform` (`mode`, `statistics`, `center_crop`, `response_scale`, as an exported
@@ -54,16 +56,20 @@ class RecordedMouse:
         mouse: its identity and neurons.
         statistics: None where the run used none. What is not kept is NaN.
         medians: (2,) float32 of `behavior` and `pupil_center` over the tier `train`, as recorded.
+        levels: smallest and largest value of the movies, which tell 0 to 255 from 0 to 1; None where not known.
     """
 
     mouse: Mouse
     statistics: MouseStatistics | None
     medians: Mapping[str, np.ndarray] = field(default_factory=dict)
+    levels: tuple[float, float] | None = None
 
     def tensors(self, mode: str | None = None) -> dict[str, np.ndarray]:
         """The arrays that are kept, by name: for a run with the transform `mode`, or for any."""
         tensors = {"unit_ids": self.mouse.unit_ids.astype(np.int64), "coordinates": self.mouse.coordinates}
         tensors |= {f"median/{name}": values for name, values in self.medians.items()}
+        if self.levels is not None:
+            tensors["levels"] = np.array(self.levels, np.float32)
         if self.statistics is not None:
             # Statistics of each frame are most of the file: of responses only the deviation is used again.
             left_out = {f"trial/response/{name}" for name in NAMES if name != "std"}
@@ -193,6 +199,18 @@ class Recorded:
         """
         with self._opened() as file:
             return self._tensor(file, f"{mouse_id}/median/{variable}")
+
+    def levels(self, mouse_id: str) -> tuple[float, float] | None:
+        """The smallest and the largest value of a mouse's movies; None where they are not known.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if f"{mouse_id}/levels" not in self._checksums:
+            return None
+        with self._opened() as file:
+            low, high = self._tensor(file, f"{mouse_id}/levels").tolist()
+            return low, high
 
     def transform(self, mouse_id: str, config: DataConfig) -> Transform:
         """What the run did to the mouse's trials, or, for a file of no run, what `config` says it did.

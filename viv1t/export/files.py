@@ -226,7 +226,8 @@ class _Job:
         most = MAX_FRAMES if data.transform != "none" or any(m.core.most_frames for m in self.models) else None
         if transform is not None and transform.frames is not None:
             most = min(transform.frames, most or transform.frames)
-        mouse, medians, levels = None, {}, None
+        mouse, levels = None, None
+        medians: Mapping[str, np.ndarray] = {}
         if self.recordings is not None and mouse_id:
             mouse = self.recordings.mice[mouse_id]
             medians, levels = self.recordings.recorded(mouse_id).medians, self.recordings.movie_levels(mouse_id)

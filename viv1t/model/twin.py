@@ -174,9 +174,9 @@ class ViV1T(nn.Module):
             self.check_input(movie, mouse_id)
         whole, seen = input_shapes(tuple(movie.shape), {n: tuple(a.shape) for n, a in arrays.items()}, self.frame_size)
         self._check_transformed(movie)
-        where = {"device": next(self.parameters()).device, "dtype": self.features_dtype}
-        states = [a.reshape(seen[n][0]).expand(seen[n][1]).to(**where).contiguous() for n, a in arrays.items()]
-        return movie.reshape(whole).to(**where).contiguous(), states[0], states[1]
+        device, dtype = next(self.parameters()).device, self.features_dtype
+        states = [a.reshape(seen[n][0]).expand(seen[n][1]).to(device, dtype).contiguous() for n, a in arrays.items()]
+        return movie.reshape(whole).to(device, dtype).contiguous(), states[0], states[1]
 
     def _check_transformed(self, movie: Tensor) -> None:
         """Refuses whole numbers, which are grey levels, where movies are transformed; tells of floats like them."""
