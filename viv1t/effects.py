@@ -70,8 +70,8 @@ def _idle(config: RunConfig) -> Iterator[Parts]:
                 yield core, ("pos_encoding",), why
             yield core, ("flash_attention",), "parallel blocks have one scale (--core_parallel_attention)"
         if core.freeze:
-            names = ("p_dropout", "mha_dropout", "ff_dropout", "drop_path")
-            yield core, names, "a core that --freeze_core leaves as it is has no dropout"
+            dropouts = ("p_dropout", "mha_dropout", "ff_dropout", "drop_path")
+            yield core, dropouts, "a core that --freeze_core leaves as it is has no dropout"
     elif core.freeze:
         names = ("dropout", "reg_spatial", "reg_temporal")
         yield core, names, "a core that --freeze_core leaves as it is has no dropout and no penalty"

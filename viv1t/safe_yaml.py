@@ -85,7 +85,7 @@ class _Reader:
 
     def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            anchored = self.anchors.get(event.anchor)
+            anchored = self.anchors.get(str(event.anchor))
             if anchored is None:
                 raise ValueError(f"line {_line(event)}: the alias *{event.anchor} stands for nothing")
             if not anchored.size:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import options
+from tiny_runs import as_arguments, options
 
 import viv1t
 from viv1t.cli.train import main, run
@@ -98,3 +99,31 @@ def test_no_word_of_behaviour_where_none_is_read_out() -> None:
     assert len(published_slips(RunConfig.from_options(BASE | given))) == 1
     assert published_slips(RunConfig.from_options(BASE | given | {"readout": "factorized"})) == []
     assert len(published_slips(RunConfig.from_options(BASE | given | {"readout": "factorized", "modulator_mode": 4})))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"core_mlp_dim": 10**6, "core_emb_dim": 10**6}, r"a model of [\d,.]+ GiB of weights, and [\d.]+ GiB"),
+        ({"core_num_heads": 10**6, "core_head_dim": 10**6, "core_emb_dim": 10**6}, "cannot be built|GiB of weights"),
+        ({"core_spatial_depth": 1000, "core_mlp_dim": 10**6, "core_emb_dim": 10**5}, "GiB of weights"),
+        (
+            {"core": "factorized_baseline", "core_num_layers": 40, "core_temporal_hidden_kernel": 1},
+            "cannot be built|GiB of weights",
+        ),
+        ({"core": "factorized_baseline", "core_hidden_dim": 10**6}, "cannot be built|GiB of weights"),
+        ({"shifter_size": 10**6}, "GiB of weights"),
+        ({"batch_size": 10**12}, "--batch_size must be at most 1000000, not 1000000000000"),
+        ({"epochs": 10**12}, "--epochs must be at most 1000000"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_absurd_sizes_end_in_one_line(
+    mice: Path, tmp_path: Path, sizes: Options, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(mice, tmp_path / "run", **sizes)
+    assert main(as_arguments(given)) == 2
+    line = capsys.readouterr().err
+    assert re.search(words, line), line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
+from viv1t.effects import check_effects
 from viv1t.errors import missing_folder
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
+    check_effects(config)
     folder = Path(config.data.path)
     if not folder.is_dir():
         raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")

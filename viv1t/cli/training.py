@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from viv1t.config import RunConfig
 from viv1t.data.loader import Recordings
-from viv1t.effects import check_effects, without_effect
+from viv1t.effects import without_effect
 from viv1t.plot import learning_curves
 from viv1t.plot.run import draw_model
 from viv1t.train.distributed import started
@@ -25,7 +25,6 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
     check_trainable(config)
     check_trackers(config)
-    check_effects(config)
     folder = RunFolder(config.train.output_dir)
     device = best_device(config.train.device)
     with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:

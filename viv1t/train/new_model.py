@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from viv1t.config import Gaussian2dConfig, RunConfig
 from viv1t.data.loader import Recordings
+from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.memory import available_bytes
 from viv1t.model.twin import Neurons, ViV1T
 
 
 def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
-    """A freshly initialised model for the recordings' mice, drawn from the run's seed."""
+    """A freshly initialised model for the recordings' mice, drawn from the run's seed.
+
+    Raises:
+        ConfigError: the options describe a model that no memory holds.
+    """
+    _check_size(config, {id: mouse.neurons for id, mouse in recordings.mice.items()}, recordings.frame_size)
     mice = {}
     for mouse_id, mouse in recordings.mice.items():
         needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
@@ -20,6 +29,21 @@ def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
         mice[mouse_id] = Neurons(mouse.neurons, coordinates, mean, mouse.unit_ids)
     torch.manual_seed(config.train.seed)
     return build_model(config, mice, recordings.frame_size)
+
+
+def _check_size(config: RunConfig, neurons: Mapping[str, int], frame_size: tuple[int, int]) -> None:
+    try:
+        with torch.device("meta"):  # without memory
+            model = build_model(config, {id: Neurons(count) for id, count in neurons.items()}, frame_size)
+        needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the options describe a model that cannot be built ({reason})") from error
+    if needed > (free := available_bytes()):
+        raise ConfigError(
+            f"the options describe a model of {needed / 2**30:,.1f} GiB of weights, and {free / 2**30:.1f} GiB of "
+            "memory are free: choose smaller sizes of the core"
+        )
 
 
 def summary(model: ViV1T) -> str:
