@@ -41,7 +41,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
 
     def run(config: RunConfig) -> Any:
         configs.append(config)
-        return argparse.Namespace(ranks=Ranks()), argparse.Namespace(mean=0.5)
+        folder = argparse.Namespace(path=config.train.output_dir)
+        return argparse.Namespace(ranks=Ranks(), run=folder), argparse.Namespace(mean=0.5)
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.chdir(tmp_path)
