@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from viv1t.cli import convert, data, evaluate, predict, train
-from viv1t.cli.options import Parser, add_run_options, run_main
+from viv1t.cli.options import Parser, add_run_options, plain_word, read_config_file, run_main
 from viv1t.config import INTEGER_SWITCHES, Options, RunConfig, VivitConfig
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.train.distributed import Ranks
@@ -305,3 +305,43 @@ def test_a_mistake_of_the_program_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_main("prog", work, [])
+
+
+class TestWords:
+    """Folders as shells and scripts leave them."""
+
+    @pytest.mark.parametrize("word", ["~/runs/x", "--data=~/runs/x", "--output_dir=~"])
+    def test_the_home_folder_is_meant_by_a_tilde(self, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/lab")
+        assert plain_word(word) == word.replace("~", "/home/lab")
+
+    @pytest.mark.parametrize("word", ["--lr=0.1", "--quiet", "-1", "a~b", "./~", "--mouse_ids", "--x=a=~"])
+    def test_other_words_are_left(self, word: str) -> None:
+        assert plain_word(word) == word
+
+    @pytest.mark.parametrize(
+        ("word", "words"),
+        [
+            ("--data=", "--data: the value is empty: is a variable unset"),
+            ("", "the value is empty"),
+            ("--data=~nobody-of-this-name/x", "no such home"),
+            ("--data=souris_\udce9", r"--data: souris_\\udce9: the name is not UTF-8"),
+        ],
+    )
+    def test_words_without_meaning_are_one_line(
+        self, word: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=words):
+            plain_word(word)
+        with pytest.raises(SystemExit, match="2"):
+            Parser(prog="viv1t-test").parse_args([word])
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_file_of_options_is_read_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/lab")
+        file = tmp_path / "run.yaml"
+        file.write_text("output_dir: ~/runs/x\nlr: 0.1\n")
+        assert read_config_file(str(file))["output_dir"] == "/home/lab/runs/x"
+        file.write_text("data: ''\n")
+        with pytest.raises(ConfigError, match="--data: the value is empty"):
+            read_config_file(str(file))

@@ -23,6 +23,8 @@ from viv1t.data.loader import Recordings
 from viv1t.data.session import Session
 from viv1t.errors import ConfigError, DataError
 from viv1t.prediction import TrialPrediction, write_parquet
+from viv1t.subject import Subject, SubjectModel
+from viv1t.train.ensemble import open_ensemble
 from viv1t.train.run_folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS, Mouse
 
@@ -251,3 +253,35 @@ def test_a_full_disk_is_named_with_the_file(
         line = ran([runs / "one", "--out", tmp_path, "--quiet", *more], capsys, 1)
     assert re.search(rf"{tmp_path}/\S+: cannot be written \(File too large\); the limit is 200 bytes: raise it", line)
     assert not files(tmp_path)
+
+
+def test_long_trials_are_predicted_whole_and_without_responses(
+    runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(mice / F, tmp_path / "data" / F)
+    session = Session.open(tmp_path / "data" / F)
+    long, short = session.trials("validation")[:2]
+    for variable in ("video", "behavior", "pupil_center"):
+        file = session.file(variable, long)
+        recorded = np.load(file)[..., : session.duration(long)]
+        np.save(file, np.concatenate([recorded] * 7, -1)[..., :420])
+    for trial in (long, short):
+        session.file("response", trial).unlink()
+    words = [runs / "one", "--data", tmp_path / "data", "--mouse_ids", "F", "--tier", "validation"]
+    ran([*words, "--out", tmp_path / "out"], capsys)
+    ran([runs / "one", "--tier", "validation", "--out", tmp_path / "short"], capsys)
+    whole = np.load(tmp_path / "out" / F / "validation" / f"{long}.npy")
+    assert whole.shape == (6, 420)
+    assert np.isnan(whole[:, :4]).all()  # before the core's reach of 5 frames
+    assert np.isfinite(whole[:, 4:]).all()
+    name = f"{F}/validation/{short}.npy"
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / name), np.load(tmp_path / "short" / name))
+    # Its first window is as long as the crops of training, and predicted as a trial of its own.
+    session = Session.open(tmp_path / "data" / F)
+    models, recordings = open_ensemble([str(runs / "one")], torch.device("cpu"), str(tmp_path / "data"), ["F"])
+    video, *states = (session.read(v, long)[..., :40].astype(np.float32) for v in ("video", "behavior", "pupil_center"))
+    window = SubjectModel(models, Subject.of(recordings, "F")).window(
+        torch.from_numpy(np.moveaxis(video, -1, 0).copy()), dict(zip(("behavior", "pupil_center"), states, strict=True))
+    )
+    recordings.close()
+    np.testing.assert_allclose(whole[:, 4:14], window[:, :10], rtol=1e-5, atol=1e-6)

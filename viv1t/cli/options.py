@@ -26,9 +26,12 @@ from viv1t.config import (
 )
 from viv1t.cores import keep_threads_within, usable_cores
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
-from viv1t.files import advice
+from viv1t.files import advice, shown
 from viv1t.safe_yaml import read_yaml
 from viv1t.train.run_log import LevelFormat
+
+PATHS = ("data", "output_dir", "pretrain_core", "restore")  # options of a run that name folders
+_FILES = (*PATHS, "out", "output", "config", "movie", "statistics", "behavior", "pupil_center", "plot")
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +43,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        known, left = self.parse_known_args(args, namespace)
+        try:
+            words = [plain_word(word) for word in (sys.argv[1:] if args is None else args)]
+        except ConfigError as error:
+            self.error(str(error))
+        known, left = self.parse_known_args(words, namespace)
         if not left:
             return known
         flag = left[0].split("=")[0]
@@ -51,6 +58,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def plain_word(word: str) -> str:
+    """A word of a command line with `~` expanded, which no shell does within `--option=~/folder`.
+
+    Raises:
+        ConfigError: it is or ends in an empty value, as unset variables of scripts leave them; or it is no UTF-8.
+    """
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    of = f"{option}: " if option else ""
+    if not value and (not option or (equals and option.lstrip("-") in _FILES)):
+        raise ConfigError(f"{of}the value is empty: is a variable unset? Give '.' for the folder you are in")
+    if shown(word) != word:
+        raise ConfigError(f"{of}{shown(value)}: the name is not UTF-8, or holds control characters; rename it")
+    if value.startswith("~"):
+        try:
+            value = str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"{of}{value}: there is no such home; give the folder's whole path") from error
+    return f"{option}{equals}{value}"
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +167,9 @@ def read_config_file(path: str) -> Options:
         raise ConfigError(f"--config {path}: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError(f"--config {path}: a mapping of option names to values was expected")
+    for name in PATHS:
+        if isinstance(value := content.get(name), str):
+            content[name] = plain_word(f"--{name}={value}").partition("=")[2]
     return content
 
 
