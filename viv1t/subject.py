@@ -129,8 +129,8 @@ class SubjectModel:
             torch.tensor([frames]),
         )  # fmt: skip
         response = ensemble_prediction(self.models, batch)[0].float().cpu().numpy()
-        if self.units == "recorded" and transform.affine:
-            response = response / transform.affine["response"].part(0, frames)[1][:, -response.shape[1] :]
+        if self.units == "recorded":
+            response = transform.recorded_units(response, frames)
         check_finite(response, self.mouse.id, trial, start + frames - response.shape[1])
         return response
 

@@ -11,7 +11,7 @@ import torch
 
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import MouseStatistics, compute_statistics, provided_statistics, response_precision
-from viv1t.data.transform import Transform
+from viv1t.data.transform import Affine, Transform
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import Trial
 
@@ -251,3 +251,15 @@ def test_responses_are_scaled_by_each_neurons_own_deviation(make_session: Make) 
     raw = session.read("response", trial)
     expected = raw[:, :5] / statistics.time["response"].std[:, None]
     np.testing.assert_allclose(transform.response(trial, raw, 0, 5), expected, rtol=1e-5)
+
+
+def test_recorded_units_undo_what_is_done_to_responses() -> None:
+    """Also an offset, and neurons that never change, of which nothing but their value is known."""
+    affine = Affine(np.array([[1.0], [3.0]], np.float32), np.array([[0.5], [0.0]], np.float32))
+    transform = Transform.of("M", {"response": affine}, 1, (4, 5))
+    found = transform.recorded_units(np.array([[1, 2], [7, 8]], np.float32), 30)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[3, 5], [3, 3]]
+    frames = Affine(np.zeros((1, 4), np.float32), np.array([[1, 2, 4, 8]], np.float32))
+    later = Transform.of("M", {"response": frames}, 1, (4, 5)).recorded_units(np.array([[8, 8]], np.float32), 3)
+    assert later.tolist() == [[4, 2]]  # of the frames 1 and 2

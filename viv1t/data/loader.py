@@ -240,12 +240,7 @@ class Recordings:
 
     def recorded_units(self, mouse_id: str, response: np.ndarray, frames: int) -> np.ndarray:
         """Responses (N, t) of the last t of a trial's first `frames` frames, as a recording would hold them."""
-        affine = self._transforms[mouse_id].affine
-        if not affine:
-            return response
-        offset, scale = (part[:, -response.shape[1] :] for part in affine["response"].part(0, frames))
-        recorded: np.ndarray = response / np.where(scale, scale, np.inf) + offset  # constant neurons keep their value
-        return recorded.astype(response.dtype)
+        return self._transforms[mouse_id].recorded_units(response, frames)
 
     def frame_precision(self, mouse_id: str, frames: int) -> np.ndarray | None:
         """The same of `--response_scale frame`, whatever the recordings' own; None where there are no statistics."""

@@ -208,6 +208,14 @@ class Transform:
         """The response alone, (N, frames) float32; arguments as for `apply`."""
         return self._values("response", trial_id, raw, first_frame, frames)
 
+    def recorded_units(self, response: np.ndarray, frames: int) -> np.ndarray:
+        """Responses (N, t) of the last t of a trial's first `frames` frames, as a recording would hold them."""
+        if not self.affine:
+            return response
+        offset, scale = (part[:, -response.shape[1] :] for part in self.affine["response"].part(0, frames))
+        recorded: np.ndarray = response / np.where(scale, scale, np.inf) + offset  # constant neurons keep their value
+        return recorded.astype(response.dtype)
+
     def _values(self, variable: str, trial_id: int, raw: np.ndarray, first: int, frames: int) -> np.ndarray:
         array = raw[..., first : first + frames].astype(np.float32, order="C")
         if self.affine:
