@@ -365,7 +365,7 @@ def test_yaml(copy: Path, canary: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [({"core_emb_dim": 10**6}, "does not fit the model"), ({"core_emb_dim": 10**9}, "must be at most 1000000"),
      ({"core_emb_dim": 10**30}, "cannot be built|must be"),
      ({"core_spatial_depth": 10**9}, "--core_spatial_depth must be from 0 to 1000"),
-     ({"output_shapes": {"F": [10**12, 40], "G": [6, 40]}}, "does not fit the model|cannot be built"),
+     ({"output_shapes": {"F": [10**12, 40], "G": [6, 40]}}, "belongs to another run"),
      ({"input_shapes": {"video": [1, 40, 10**6, 10**6]}}, "does not fit the model|cannot be built"),
      ({"core": "../../etc"}, "--core must be one of"), ({"lr": float("nan")}, "--lr must be"),
      ({"data": {"a": 1}}, "--data takes a word")],
