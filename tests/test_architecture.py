@@ -19,9 +19,9 @@ FLOORS = {
     "model": 2, "criterion": 2, "metrics": 2, "optim": 2,
     "families": 3,
     "train": 4, "scores": 4, "attention_rollout": 4,
-    "subject": 5, "stream": 5, "evaluate": 5, "lab": 5, "predict": 6, "predict_onnx": 6, "export": 5, "plot": 5,
+    "subject": 5, "stream": 5, "evaluate": 5, "predict": 6, "predict_onnx": 6, "export": 5, "plot": 5,
     "predict_movie": 6, "response_files": 5, "sources": 6,
-    "predictor": 7, "cli": 8,
+    "predictor": 7, "lab": 7, "cli": 8,
 }  # fmt: skip
 
 

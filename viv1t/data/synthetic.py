@@ -5,6 +5,7 @@ Beside `data` and `meta`, a synthetic session holds what no real one can:
     truth/truth.json               how it was made: version, seed, options
     truth/trials.json              per trial: tier, kind of movie, number of the movie, frames
     truth/positions.npy            (N, 2) field centres x, y, -1 to 1 as in grid_sample with align_corners=True
+    truth/tuning.csv               what each neuron is tuned to, see `synthetic_truth.tuning`
     truth/neurons/<field>.npy      every attribute of `synthetic_neurons.Population`
     truth/rates/<trial>.npy        (N, frames) conditional mean of the response, trials of the evaluation tiers
     truth/withheld/<trial>.npy     (N, T) recorded response of the trials whose response in `data` is hidden
@@ -33,7 +34,7 @@ import numpy as np
 from viv1t.cores import usable_cores
 from viv1t.data.synthetic_neurons import MEMORY, draw_population
 from viv1t.data.synthetic_stimuli import Rng, behave, gaze, naturalistic_movie, parametric_movie
-from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling
+from viv1t.data.synthetic_truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling, write_tuning
 from viv1t.errors import ConfigError, DataError
 from viv1t.files import save_npy, writing
 from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, UNSCORED_FRAMES
@@ -291,6 +292,7 @@ class _Recording:
         _save(truth / "positions.npy", self.cells.positions)
         for f in fields(self.cells):
             _save(truth / "neurons" / f"{f.name}.npy", getattr(self.cells, f.name))
+        write_tuning(truth / "tuning.csv", self.cells)
         about = {
             "description": "A synthetic mouse: see viv1t.data.synthetic.",
             "session": self.target.name,

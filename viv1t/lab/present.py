@@ -1,0 +1,272 @@
+"""Shows patterns to an observer: batched, resumable trial by trial, and not shown again where they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from viv1t.errors import ConfigError
+from viv1t.files import replacing
+from viv1t.lab.observers import Observer, check_answer, digest_of
+from viv1t.lab.protocols import Layout
+from viv1t.memory import available_bytes, peak_added_bytes
+from viv1t.progress import Progress, duration
+from viv1t.stimuli.parametric import grey
+
+VERSION = 1  # of the layout of what is kept: raised when the same patterns would give other numbers
+_BATCH = {"cpu": 4, "cuda": 32}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an experiment shows, and what it takes of each response.
+
+    Attributes:
+        layout: where patterns lie in a trial.
+        patterns: P films, (layout.pattern, H, W) uint8 each.
+        parameters: what the patterns are: (P,) of each name.
+        weights: (layout.pattern, R), or (P, layout.pattern, R): each of the R numbers taken of a pattern is the sum of
+            the response times a column; None takes every frame.
+        seed: of the order in which patterns are shown; a pattern's place in a trial is left to chance, so that what a
+            place adds averages out.
+        about: what made the patterns, for whoever reads the responses.
+    """
+
+    layout: Layout
+    patterns: Sequence[np.ndarray]
+    parameters: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: np.ndarray | None = None
+    seed: int = 1234
+    about: Any = None
+
+    def __post_init__(self) -> None:
+        if not len(self.patterns):
+            raise ConfigError("there is no pattern to show")
+
+    @property
+    def trials(self) -> int:
+        """How many trials hold all patterns."""
+        return -(-len(self.patterns) // self.layout.count)
+
+    def order(self) -> np.ndarray:
+        """The pattern at each place of each trial, (trials, count); -1 is grey."""
+        order = np.full(self.trials * self.layout.count, -1)
+        order[: len(self.patterns)] = np.random.default_rng(self.seed).permutation(len(self.patterns))
+        return order.reshape(self.trials, self.layout.count)
+
+    def digest(self) -> str:
+        """Of the films and all else that decides the numbers."""
+        weights = b"" if self.weights is None else np.ascontiguousarray(self.weights, np.float64).tobytes()
+        films = [np.ascontiguousarray(pattern, np.uint8) for pattern in self.patterns]
+        size = repr(films[0].shape).encode()
+        return digest_of(
+            [repr((VERSION, self.layout, self.seed)).encode(), size, weights, *(f.tobytes() for f in films)]
+        )
+
+
+class OverBudget(ConfigError):
+    """An experiment would take longer than there is time."""
+
+
+@dataclass
+class Pass:
+    """What a pass of one trial costs an observer.
+
+    Attributes:
+        seconds: it took.
+        size: bytes of memory that it added at its highest.
+    """
+
+    seconds: float
+    size: int
+
+
+class Theatre:
+    """Shows patterns to one observer.
+
+    Args:
+        observer: who answers.
+        folder: keeps numbers of trials that were shown, `<folder>/<digest>/<trial>.npy`; None keeps nothing.
+        batch_size: trials in a batch; None chooses by memory.
+        deadline: `time.monotonic` by which everything is to be done; None is never.
+        say: is told what is about to be done and what it will take.
+        progress: whether a line shows how far it is.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        folder: Path | None = None,
+        *,
+        batch_size: int | None = None,
+        deadline: float | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        progress: bool = False,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"--batch_size must be at least 1, not {batch_size}")
+        self.observer, self.folder, self.batch_size = observer, folder, batch_size
+        self.deadline, self.say, self.progress = deadline, say, progress
+        self._passes: dict[int, Pass] = {}
+        self._memory: dict[str, np.ndarray] = {}  # in the folder's place
+
+    def cost(self, frames: int) -> Pass:
+        """A timed pass of one grey trial of so many frames; the second of two where they are quick."""
+        if frames not in self._passes:
+            trial = grey(frames, self.observer.frame_size)[None]
+            for _ in range(2):
+                start = time.monotonic()
+                size = self._added(lambda: self.observer.answer(trial))
+                took = time.monotonic() - start
+                if took > 2:
+                    break
+            self._passes[frames] = Pass(took, size)
+        return self._passes[frames]
+
+    def place(self, shown: Shown) -> Path | None:
+        """Where the numbers of these patterns are kept."""
+        if self.folder is None:
+            return None
+        return self.folder / digest_of([self.observer.identity.encode(), shown.digest().encode()])
+
+    def left(self, shown: Shown) -> list[int]:
+        """The trials that are not kept."""
+        if self.folder is None and shown.digest() in self._memory:
+            return []
+        place = self.place(shown)
+        shape = self._shape(shown)
+        return [i for i in range(shown.trials) if place is None or self._kept(place, i, shape) is None]
+
+    def seconds(self, shown: Shown) -> float:
+        """What showing the rest will take."""
+        left = len(self.left(shown))
+        return left * self.cost(shown.layout.frames).seconds if left else 0.0
+
+    def choose(self, plans: Sequence[Callable[[], Shown]]) -> Shown:
+        """The first of the plans, from rich to lean, for which there is time; one that was begun goes on.
+
+        Raises:
+            OverBudget: there is time for none.
+        """
+        if self.deadline is None:
+            return plans[0]()
+        ready = [plan() for plan in plans]
+        begun = [shown for shown in ready if len(self.left(shown)) < shown.trials]
+        for shown in [*begun, *ready]:
+            if self.seconds(shown) <= self.deadline - time.monotonic():
+                return shown
+        least, rest = duration(self.seconds(ready[-1])), duration(self.deadline - time.monotonic())
+        raise OverBudget(
+            f"mouse {self.observer.mouse.id}: the least of it takes {least}, and {rest} of --budget is "
+            "left: give more, or fewer --mouse_ids"
+        )
+
+    def present(self, shown: Shown, label: str = "presenting") -> np.ndarray:
+        """Shows what was not shown before.
+
+        Returns:
+            (N, P, R) float32: the R numbers taken of each response, in recorded units.
+
+        Raises:
+            ConfigError: films do not fit the layout or the model, or the numbers do not fit in memory.
+            DataError: no response is finite.
+        """
+        self._check(shown)
+        if self.folder is None and (key := shown.digest()) in self._memory:
+            return self._memory[key]
+        place, order, (_, taken) = self.place(shown), shown.order(), self._shape(shown)
+        left = self.left(shown)
+        neurons, patterns = self.observer.mouse.neurons, len(shown.patterns)
+        if (need := 4 * neurons * patterns * taken) > available_bytes():
+            raise ConfigError(
+                f"mouse {self.observer.mouse.id}: {taken} numbers of {patterns} patterns of {neurons} neurons take "
+                f"{need / 1e9:.1f} GB, and {available_bytes() / 1e9:.1f} are free: show fewer patterns at a time"
+            )
+        out = np.full((neurons, patterns, taken), np.nan, np.float32)
+        for i in set(range(shown.trials)) - set(left):
+            assert place is not None
+            kept = self._kept(place, i, self._shape(shown))
+            assert kept is not None
+            _fill(out, order[i], kept)
+        if not left:
+            return out
+        one = self.cost(shown.layout.frames)
+        name = f"{label}, mouse {self.observer.mouse.id}"
+        self.say(
+            f"{name}: {len(left)} of {shown.trials} trials of {shown.layout.frames} frames, about "
+            f"{duration(one.seconds * len(left))}"
+        )
+        progress = Progress(name, shown.trials, "trials", done=shown.trials - len(left), show=self.progress)
+        size = self.batch_size or self._batch(one)
+        for first in range(0, len(left), size):
+            batch = left[first : first + size]
+            films = np.stack([shown.layout.film([shown.patterns[p] for p in order[i] if p >= 0]) for i in batch])
+            answers = self.observer.answer(films)
+            check_answer(answers, self.observer)
+            for i, answer in zip(batch, answers, strict=True):
+                numbers = _numbers(shown, order[i], shown.layout.responses(answer))
+                if place is not None:
+                    with replacing(place / f"{i:05d}.npy") as temporary:
+                        np.save(temporary, numbers)
+                _fill(out, order[i], numbers)
+            progress.step(count=len(batch))
+        progress.close()
+        if self.folder is None:
+            self._memory[shown.digest()] = out
+        return out
+
+    def _check(self, shown: Shown) -> None:
+        expected = (shown.layout.pattern, *self.observer.frame_size)
+        for index, pattern in enumerate(shown.patterns):
+            if pattern.shape != expected:
+                raise ConfigError(f"pattern {index} must be (T, H, W) = {expected}, not {pattern.shape}")
+
+    def _shape(self, shown: Shown) -> tuple[int, int]:
+        return self.observer.mouse.neurons, shown.layout.pattern if shown.weights is None else shown.weights.shape[-1]
+
+    def _kept(self, place: Path, trial: int, shape: tuple[int, int]) -> np.ndarray | None:
+        """The numbers of a trial, (N, count, R); None where they are not there, or damaged."""
+        try:
+            numbers: np.ndarray = np.load(place / f"{trial:05d}.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = numbers.ndim == 3 and (numbers.shape[0], numbers.shape[2]) == shape and numbers.dtype == np.float32
+        return numbers if fits else None
+
+    @property
+    def _device(self) -> torch.device:
+        return getattr(self.observer, "device", torch.device("cpu"))
+
+    def _added(self, work: Callable[[], object]) -> int:
+        """Bytes that `work` adds at its highest, where the observer computes."""
+        if self._device.type != "cuda":
+            return peak_added_bytes(work)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        work()
+        return torch.cuda.max_memory_allocated(self._device) - before
+
+    def _batch(self, one: Pass) -> int:
+        """Trials of which half of the free memory holds the passes."""
+        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_bytes()
+        return int(np.clip(free // (2 * max(one.size, 1)), 1, _BATCH.get(self._device.type, 4)))
+
+
+def _numbers(shown: Shown, order: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """(N, count, pattern) to the (N, count, R) that are taken."""
+    if shown.weights is None:
+        return np.ascontiguousarray(responses, np.float32)
+    weights = shown.weights if shown.weights.ndim == 2 else shown.weights[np.maximum(order, 0)]
+    pairs = "nct,tr->ncr" if weights.ndim == 2 else "nct,ctr->ncr"
+    return np.einsum(pairs, responses.astype(np.float64), weights).astype(np.float32)
+
+
+def _fill(out: np.ndarray, order: np.ndarray, numbers: np.ndarray) -> None:
+    there = order >= 0
+    out[:, order[there]] = numbers[:, there]
