@@ -157,7 +157,7 @@ class Lab:
                 answers[id] = theatre.observer.answer_long(_film(stimulus, theatre.observer.frame_size))
             else:
                 films = [_film(pattern, theatre.observer.frame_size) for pattern in stimulus]
-                shown = Shown(layout or BLOCKS, films, seed=self.seed)
+                shown = theatre.fit(Shown(layout or BLOCKS, films, seed=self.seed))
                 answers[id] = np.moveaxis(theatre.present(shown), 1, 0)
         return answers if len(answers) > 1 else next(iter(answers.values()))
 

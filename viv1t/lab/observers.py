@@ -19,8 +19,8 @@ from viv1t.inputs import STATES
 from viv1t.model.twin import ViV1T
 from viv1t.stimuli.geometry import FRAME_SIZE
 from viv1t.subject import Subject, SubjectModel, predict_long, state_of
-from viv1t.train.validate import check_every_frame, ensemble_prediction
-from viv1t.types import Batch, Mouse
+from viv1t.train.validate import ensemble_prediction
+from viv1t.types import MAX_FRAMES, Batch, Mouse
 
 
 class Observer(Protocol):
@@ -29,12 +29,14 @@ class Observer(Protocol):
     Attributes:
         mouse: whose neurons answer.
         frame_size: (H, W) of films.
+        longest: frames of the longest trial that it answers well.
         identity: a digest of all that answers depend on beside the films.
         facts: what the record of an experiment says of it.
     """
 
     mouse: Mouse
     frame_size: tuple[int, int]
+    longest: int
 
     @property
     def identity(self) -> str: ...
@@ -68,8 +70,8 @@ class Twin:
     def __init__(
         self, models: Sequence[ViV1T], subject: Subject, states: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        for model in models:
-            check_every_frame(model.config)
+        self._long = SubjectModel(models, subject)
+        self.longest = self._long.trained
         self.models, self.subject, self.mouse = models, subject, subject.mouse
         self.frame_size = models[0].frame_size
         self.device = next(models[0].parameters()).device
@@ -117,6 +119,11 @@ class Twin:
     @torch.no_grad()
     def answer(self, films: np.ndarray) -> np.ndarray:
         count, frames = films.shape[:2]
+        if frames > self._long.longest:
+            raise ConfigError(
+                f"mouse {self.mouse.id}: a trial of {frames} frames is longer than the statistics of its recordings, "
+                f"{self._long.longest}"
+            )
         movie = torch.empty(films.shape, dtype=torch.float32, device=self.device)
         for out, film in zip(movie, films, strict=True):
             raw = torch.from_numpy(np.ascontiguousarray(film)).to(self.device)
@@ -136,8 +143,7 @@ class Twin:
         pieces = (
             torch.from_numpy(np.array(film[i : i + 64], np.float32) * self._level) for i in range(0, len(film), 64)
         )
-        model = SubjectModel(self.models, self.subject)
-        parts = [*predict_long(model, pieces, len(film), self.states)]
+        parts = [*predict_long(self._long, pieces, len(film), self.states)]
         return np.concatenate(parts, axis=1) * self._units[:, None]
 
 
@@ -151,6 +157,7 @@ class TrueNeurons:
     """
 
     frame_size = FRAME_SIZE
+    longest = MAX_FRAMES
 
     def __init__(self, mouse: Mouse, cells: Population, states: Mapping[str, np.ndarray] | None = None) -> None:
         self.mouse, self.cells = mouse, cells

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +74,6 @@ class OverBudget(ConfigError):
     """An experiment would take longer than there is time."""
 
 
-@dataclass
-class Pass:
-    """What a pass of one trial costs an observer.
-
-    Attributes:
-        seconds: it took.
-        size: bytes of memory that it added at its highest.
-    """
-
-    seconds: float
-    size: int
-
-
 class Theatre:
     """Shows patterns to one observer.
 
@@ -113,20 +100,24 @@ class Theatre:
             raise ConfigError(f"--batch_size must be at least 1, not {batch_size}")
         self.observer, self.folder, self.batch_size = observer, folder, batch_size
         self.deadline, self.say, self.progress = deadline, say, progress
-        self._passes: dict[int, Pass] = {}
+        self._passes: dict[int, float] = {}  # seconds, by frames
         self._memory: dict[str, np.ndarray] = {}  # in the folder's place
 
-    def cost(self, frames: int) -> Pass:
-        """A timed pass of one grey trial of so many frames; the second of two where they are quick."""
+    def fit(self, shown: Shown) -> Shown:
+        """The same patterns, in trials that are not longer than the observer knows."""
+        return replace(shown, layout=shown.layout.within(self.observer.longest))
+
+    def cost(self, frames: int) -> float:
+        """Seconds of a timed pass of one grey trial of so many frames; the second of two where they are quick."""
         if frames not in self._passes:
             trial = grey(frames, self.observer.frame_size)[None]
             for _ in range(2):
                 start = time.monotonic()
-                size = self._added(lambda: self.observer.answer(trial))
+                self.observer.answer(trial)
                 took = time.monotonic() - start
                 if took > 2:
                     break
-            self._passes[frames] = Pass(took, size)
+            self._passes[frames] = took
         return self._passes[frames]
 
     def place(self, shown: Shown) -> Path | None:
@@ -146,7 +137,7 @@ class Theatre:
     def seconds(self, shown: Shown) -> float:
         """What showing the rest will take."""
         left = len(self.left(shown))
-        return left * self.cost(shown.layout.frames).seconds if left else 0.0
+        return left * self.cost(shown.layout.frames) if left else 0.0
 
     def choose(self, plans: Sequence[Callable[[], Shown]]) -> Shown:
         """The first of the plans, from rich to lean, for which there is time; one that was begun goes on.
@@ -155,8 +146,8 @@ class Theatre:
             OverBudget: there is time for none.
         """
         if self.deadline is None:
-            return plans[0]()
-        ready = [plan() for plan in plans]
+            return self.fit(plans[0]())
+        ready = [self.fit(plan()) for plan in plans]
         begun = [shown for shown in ready if len(self.left(shown)) < shown.trials]
         for shown in [*begun, *ready]:
             if self.seconds(shown) <= self.deadline - time.monotonic():
@@ -200,10 +191,10 @@ class Theatre:
         name = f"{label}, mouse {self.observer.mouse.id}"
         self.say(
             f"{name}: {len(left)} of {shown.trials} trials of {shown.layout.frames} frames, about "
-            f"{duration(one.seconds * len(left))}"
+            f"{duration(one * len(left))}"
         )
         progress = Progress(name, shown.trials, "trials", done=shown.trials - len(left), show=self.progress)
-        size = self.batch_size or self._batch(one)
+        size = self.batch_size or self._batch(shown.layout.frames, len(left))
         for first in range(0, len(left), size):
             batch = left[first : first + size]
             films = np.stack([shown.layout.film([shown.patterns[p] for p in order[i] if p >= 0]) for i in batch])
@@ -252,10 +243,15 @@ class Theatre:
         work()
         return torch.cuda.max_memory_allocated(self._device) - before
 
-    def _batch(self, one: Pass) -> int:
+    def _batch(self, frames: int, trials: int) -> int:
         """Trials of which half of the free memory holds the passes."""
+        most = min(trials, _BATCH.get(self._device.type, 4))
+        if most == 1:
+            return 1
+        trial = grey(frames, self.observer.frame_size)[None]
+        one = self._added(lambda: self.observer.answer(trial))
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_bytes()
-        return int(np.clip(free // (2 * max(one.size, 1)), 1, _BATCH.get(self._device.type, 4)))
+        return int(np.clip(free // (2 * max(one, 1)), 1, most))
 
 
 def _numbers(shown: Shown, order: np.ndarray, responses: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,22 @@ class Layout:
     def frames(self) -> int:
         """Frames of a trial."""
         return self.lead + self.count * self.block
+
+    def within(self, frames: int) -> Layout:
+        """The same with as many patterns as `frames` hold; for one alone with less grey before everything.
+
+        Raises:
+            ConfigError: they do not hold one.
+        """
+        if frames >= self.frames:
+            return self
+        if frames < self.block:
+            raise ConfigError(
+                f"a pattern of {self.pattern} frames and the grey around it take {self.block}, but the model knows "
+                f"windows of {frames} frames: train with a larger --crop_frame"
+            )
+        count = (frames - self.lead) // self.block
+        return replace(self, count=count) if count else replace(self, lead=frames - self.block, count=1)
 
     def onsets(self) -> np.ndarray:
         """First frame of each pattern, (count,)."""
