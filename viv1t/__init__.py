@@ -1,7 +1,7 @@
 """Digital twins of mouse visual cortex: the ViV1T model, its training and its use.
 
 `Predictor` and `OnnxModel` take movies as recorded, `Stream` takes one frame after the other; `load_model` gives the
-model alone. Errors are in `viv1t.errors`.
+model alone. `Lab` experiments on a trained twin. Errors are in `viv1t.errors`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from viv1t.lab.lab import Lab as Lab
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
     from viv1t.predictor import Predictor as Predictor
@@ -26,7 +27,7 @@ __version__ = "0.1.0"
 
 
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
-_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream"}
+_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream", "Lab": "viv1t.lab"}
 
 
 def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> ViV1T:

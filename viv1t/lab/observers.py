@@ -80,7 +80,7 @@ class Twin:
             for n in STATES
         }
         self._level = subject.film_scale()
-        self._units = recorded_units(subject.transform, subject.mouse.id)
+        self._factor, self._offset = recorded_units(subject.transform, subject.mouse.id)
 
     @cached_property
     def _movie(self) -> MovieTransform:
@@ -137,14 +137,17 @@ class Twin:
             states["pupil_center"], torch.full((count,), frames),
         )  # fmt: skip
         response = ensemble_prediction(self.models, batch).float().cpu().numpy()
-        return np.asarray(response * self._units[:, None], np.float32)
+        return self._recorded(response)
 
     def answer_long(self, film: np.ndarray) -> np.ndarray:
         pieces = (
             torch.from_numpy(np.array(film[i : i + 64], np.float32) * self._level) for i in range(0, len(film), 64)
         )
         parts = [*predict_long(self._long, pieces, len(film), self.states)]
-        return np.concatenate(parts, axis=1) * self._units[:, None]
+        return self._recorded(np.concatenate(parts, axis=1))
+
+    def _recorded(self, response: np.ndarray) -> np.ndarray:
+        return np.asarray(response * self._factor[:, None] + self._offset[:, None], np.float32)
 
 
 class TrueNeurons:
@@ -183,22 +186,24 @@ class TrueNeurons:
         return self.cells.expected(film, behavior, gaze)
 
 
-def recorded_units(transform: Transform, mouse_id: str) -> np.ndarray:
-    """What a model's output is multiplied by to be in recorded units, the same over time: (N,), or (1,) of ones.
+def recorded_units(transform: Transform, mouse_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a model's output is multiplied by, and what is added, to be in recorded units, the same over time: (N,) each.
 
-    It is the mean over frames of the standard deviations that responses were divided by.
+    They are the means over frames of what responses were divided by, and of what was taken from them before.
 
     Raises:
         ConfigError: they are not known.
     """
     if not transform.affine:
-        return np.ones(1)
+        return np.ones(1), np.zeros(1)
     if "response" not in transform.affine:
         raise ConfigError(
             f"mouse {mouse_id}: responses in recorded units need their deviations, which an exported file does not "
             "hold: give the recordings with --data, or --statistics that viv1t-data statistics wrote"
         )
-    return np.asarray((1 / transform.affine["response"].scale.astype(np.float64)).mean(axis=-1))
+    affine = transform.affine["response"]
+    scale, offset = affine.scale.astype(np.float64), affine.offset.astype(np.float64)
+    return (1 / np.where(scale, scale, np.inf)).mean(axis=-1), offset.mean(axis=-1)
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
