@@ -69,11 +69,11 @@ def predict_files(model: OnnxModel, session: Session, tier: str) -> Iterator[Tri
     Raises:
         DataError: a trial is damaged or too short, or the file does not say how recorded values are transformed.
     """
-    most = max((session.duration(trial) for trial in session.trials(tier)), default=0)
-    if most > MAX_FRAMES:
+    longest = max((session.duration(trial) for trial in session.trials(tier)), default=0)
+    if longest > MAX_FRAMES:
         logger.warning(
             "%s: mouse %s: up to %d frames: exported files predict the first %d of a trial; predict with the run to "
-            "have all", tier, model.mouse_id, most, MAX_FRAMES,
+            "have all", tier, model.mouse_id, longest, MAX_FRAMES,
         )  # fmt: skip
     for trial in session.trials(tier):
         duration = session.duration(trial)

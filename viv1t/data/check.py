@@ -36,15 +36,13 @@ from viv1t.data.session import (
     FOLDERS,
     VARIABLES,
     Session,
-    first_fault,
     missing_tier,
-    recorded_end,
-    turned,
     unknown_tiers,
 )
 from viv1t.data.statistics import provided_statistics
 from viv1t.data.survey import STORE_FILE, recordings_in
 from viv1t.data.trial_video import TRIAL_SUFFIXES, array_header, read_array
+from viv1t.data.values import first_fault, recorded_end, turned
 from viv1t.data.verify import verify_store
 from viv1t.errors import DataError
 from viv1t.progress import Progress
@@ -315,7 +313,7 @@ class SessionCheck:
 
     def _check_rows(self, session: Session, variable: str, trial: int, array: np.ndarray) -> None:
         """Keeps what is asked of responses, behavior and gaze over many trials."""
-        low, high = array.min(axis=1), array.max(axis=1)
+        low, high = (bound.astype(np.float64) for bound in (array.min(axis=1), array.max(axis=1)))
         if variable == "response":
             if not array.any():
                 self._silent.add(trial)
@@ -354,10 +352,10 @@ class SessionCheck:
             what = f"{len(constant)} of {session.mouse.neurons} neurons never vary in the tier train: {examples}"
             self._add("warning", what, "remove these neurons: they score 0 whatever the model")
         for variable, names in _STATE_ROWS.items():
-            constant = [n for n, flat in zip(names, ranges.get(variable, ()), strict=False) if flat]
-            if constant:
-                rule = CONSTANT if len(constant) == 1 else CONSTANT_ALL
-                self._find(rule, variable=variable, which=" and ".join(constant))
+            which = [name for name, flat in zip(names, ranges.get(variable, ()), strict=False) if flat]
+            if which:
+                rule = CONSTANT if len(which) == 1 else CONSTANT_ALL
+                self._find(rule, variable=variable, which=" and ".join(which))
 
     def _check_training(self, session: Session) -> None:
         """What training divides by, and what it shows."""
@@ -367,8 +365,8 @@ class SessionCheck:
             if (low < high).any() and (alike or (variable == "response" and (high - low).max() < least)):
                 self._find(SAME, variable=FOLDERS[variable])
         if self._levels:
-            low, high = min(low for low, _ in self._levels), max(high for _, high in self._levels)
-            finding = grey_levels(self.mouse_id, low, high)
+            darkest, brightest = min(low for low, _ in self._levels), max(high for _, high in self._levels)
+            finding = grey_levels(self.mouse_id, darkest, brightest)
             if finding is not None and finding.what != GREY_OUTSIDE.what:  # which is said trial by trial
                 self._take(finding)
 

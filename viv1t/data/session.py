@@ -31,6 +31,7 @@ from viv1t.data.finding import NO_TRIAL, UNKNOWN_TIERS, Finding
 from viv1t.data.npy import read_npy, read_stacked
 from viv1t.data.survey import LETTERS, STORE_FILE, no_session, session_name, survey
 from viv1t.data.trial_video import array_header, map_array, read_array
+from viv1t.data.values import first_fault, inexact, recorded_end, to_float32, turned
 from viv1t.data.video import is_video
 from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.files import check_kind
@@ -384,41 +385,6 @@ class RawSession(Session):
         return int(video.shape[2])
 
 
-def recorded_end(array: np.ndarray, known: int) -> int:
-    """The frame from which an array (rows..., T) is NaN throughout; at most `known`, which is where others end.
-
-    Where it is all NaN, `known`: that is damage, or withheld.
-    """
-    if array.dtype.kind != "f":
-        return known
-    first = ~np.isnan(array[(0,) * (array.ndim - 1)])
-    start = len(first) - int(np.argmax(first[::-1])) if first.any() else 0
-    if start >= known:
-        return known
-    some = ~np.isnan(array[..., start:]).all(axis=tuple(range(array.ndim - 1)))
-    end = start + (len(some) - int(np.argmax(some[::-1])) if some.any() else 0)
-    return min(end, known) or known
-
-
-def turned(shape: tuple[int, ...], frames: int) -> bool:
-    """Whether a movie of a trial whose other arrays have `frames` frames has axes (T, H, W)."""
-    return shape[0] == frames != shape[-1]
-
-
-def first_fault(array: np.ndarray, duration: int) -> tuple[int, int, float] | None:
-    """Row, frame and value of the first that float32 does not hold, in the frames before `duration`; None for none."""
-    if array.dtype.kind != "f":
-        return None
-    values = array[..., :duration]
-    valid = np.isfinite(values if values.dtype.itemsize <= 4 else to_float32(values))
-    if valid.all():
-        return None
-    rows, values = valid.reshape(-1, duration), values.reshape(-1, duration)
-    frame = int(np.argmin(rows.all(axis=0)))
-    row = int(np.argmin(rows[:, frame]))
-    return row, frame, float(values[row, frame])
-
-
 def unknown_tiers(tiers: Mapping[int, str]) -> list[str]:
     """Names of tiers that are none, as they are to be shown, with the one that is meant where that is plain."""
     words = []
@@ -434,22 +400,6 @@ def missing_tier(session: Session, tier: str) -> Finding:
     unknown = unknown_tiers(session.tiers)
     others = f", but of {', '.join(unknown[:3])}" if unknown else ""
     return NO_TRIAL.found(session.mouse.id, tier="oracle" if tier == "validation" else tier, others=others)
-
-
-def to_float32(array: np.ndarray) -> np.ndarray:
-    """The numbers as float32, infinite where they are beyond its range."""
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
-
-
-def inexact(ids: np.ndarray) -> int | None:
-    """The first of (N,) numbers that int64 does not hold exactly, or that a float may have rounded already."""
-    if ids.dtype.kind == "f":
-        exact = 2.0 ** (np.finfo(ids.dtype).nmant + 1)  # above, whole numbers share one float
-        wrong = ~(np.isfinite(ids) & (ids == np.round(ids)) & (np.abs(ids) <= min(exact, 2.0**62)))
-    else:
-        wrong = ids > np.iinfo(np.int64).max if ids.dtype.kind == "u" else np.zeros(len(ids), bool)
-    return int(np.argmax(wrong)) if wrong.any() else None
 
 
 def _kind(array: np.ndarray) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from viv1t.config import RunConfig
 from viv1t.data.recorded import Recorded
-from viv1t.data.session import LETTERS
+from viv1t.data.survey import LETTERS
 from viv1t.errors import CheckpointError, ConfigError, check_run_folders
 from viv1t.families.family import Family
 from viv1t.families.known import FAMILIES, family_of

@@ -22,7 +22,7 @@ import numpy as np
 from viv1t.data.formats.experanto.screen import Screen, Shown
 from viv1t.data.formats.experanto.sequence import Sequence
 from viv1t.data.npy import map_npy, read_npy
-from viv1t.data.session import inexact
+from viv1t.data.values import inexact
 from viv1t.errors import DataError
 from viv1t.safe_yaml import read_yaml
 
