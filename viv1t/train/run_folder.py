@@ -257,8 +257,8 @@ class RunFolder:
         before, now = self.config().to_options(), config.to_options()
         free = _FREE - {"epochs"} if config.optimizer.schedule == "cosine" else _FREE
         differ = [k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)]
-        mice = [options.get("mouse_ids") for options in (before, now)]
-        if None not in mice and len({frozenset(LETTERS.get(m, m) for m in ids) for ids in mice}) > 1:
+        mice = [frozenset(LETTERS.get(m, m) for m in options.get("mouse_ids") or ()) for options in (before, now)]
+        if all(mice) and mice[0] != mice[1]:
             differ.append("mouse_ids")
         if differ:
             words = ", ".join(f"--{k} {before.get(k)} (now {now.get(k)})" for k in differ)
@@ -330,13 +330,13 @@ class RunFolder:
                 f"{self.last.relative_to(self.path)} and {family.weights}"
             )
         path, entries, facts = read_newest(self.last, self.previous)
-        state = Progressed.from_facts(facts, path)
-        if (best := state.schedule["best_epoch"]) is not None:
+        reached = Progressed.from_facts(facts, path)
+        if (best := reached.schedule["best_epoch"]) is not None:
             raise CheckpointError(
                 f"{self.path} has no checkpoint {self.best.relative_to(self.path)}, though epoch {best} was the best: "
                 "restore the file from a copy"
             )
-        epochs = state.cursor.epoch - 1
+        epochs = reached.cursor.epoch - 1
         log.warning(
             "%s: no epoch's correlation has been above 0, so there are no best weights: the last ones are used, %s",
             self.path, f"of epoch {epochs}" if epochs else "of the first epoch, which is not finished",

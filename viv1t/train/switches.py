@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def deterministic(on: bool, *, warn_only: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    filled = torch.utils.deterministic  # type: ignore[attr-defined]
+    filled: Any = torch.utils.deterministic  # type: ignore[attr-defined]
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
