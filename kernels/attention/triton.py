@@ -23,10 +23,12 @@ from torch import Tensor
 from ..common import tiles
 from ..common.dropout import drop_threshold, keep_scale
 from ..common.launch import launch
+from ..common.norms import Normalised, normalise, normalise_backward
 from ..common.philox import keep_tile
 from ..common.precision import allows_tf32
 from ..common.variant import Variant
-from .settings import Prepared, Settings, prepare, prepare_backward
+from .rotary import Rotary
+from .settings import Settings
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -376,6 +378,33 @@ def _backward_kv_step(
     return dk0, dk1, dk2, dv0, dv1, dv2
 
 
+@triton.jit(do_not_specialize=_SIZES)
+def rotate_kernel(
+    packed, cos, sin, sequence_stride, row_stride, length,
+    PARTS: tl.constexpr, HALF: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, COLUMNS: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """Turns the first PARTS heads of rows of `packed`, queries and keys, in place; cos and sin (L, HALF)."""
+    blocks = tl.cdiv(length, BLOCK_M)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    rows = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, COLUMNS)
+    inside = (rows < length)[:, None] & (columns < HALF)[None, :]
+    table = rows[:, None] * HALF + columns[None, :]
+    c = tl.load(cos + table, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + table, mask=inside, other=0.0).to(tl.float32)
+    if BACKWARD:
+        s = -s
+    at = packed + (sequence * sequence_stride + rows * row_stride)[:, None] * UNIT + columns[None, :]
+    for _ in range(PARTS):
+        first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # where threads hold the same values, all have read them before one writes
+        tl.store(at, (first * c - second * s).to(packed.dtype.element_ty), mask=inside)
+        tl.store(at + HALF, (second * c + first * s).to(packed.dtype.element_ty), mask=inside)
+        at += 2 * HALF
+
+
 def parts_of(head_dim: int) -> tuple[int, int, int]:
     """A head's columns as powers of two from 16, largest first: 112 -> (64, 32, 16), 48 -> (32, 16, 0).
 
@@ -406,13 +435,31 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _prepared(packed: Tensor, settings: Settings) -> tuple[Tensor, Prepared, Prepared]:
-    """`packed` as the kernels take it, and its queries and keys."""
+def turn(packed: Tensor, rotary: Rotary, settings: Settings, backward: bool = False) -> None:
+    """Turns queries and keys of `packed` (S, L, 3 * inner), or their gradients back, in place."""
+    sequences, length, _ = packed.shape
+    if not packed.numel():
+        return
+    tile, half = tiles.rotation(), settings.head_dim // 2
+    unit, strides = _strides(packed)
+    launch(
+        rotate_kernel, (sequences * triton.cdiv(length, tile.rows),), tile,
+        packed, rotary.cos.contiguous(), rotary.sin.contiguous(), *strides, length,
+        2 * settings.heads, half, unit, tile.rows, tiles.next_power_of_2(half), backward,
+    )  # fmt: skip
+
+
+def _prepared(packed: Tensor, settings: Settings) -> tuple[Tensor, Normalised, Normalised]:
+    """`packed` as the kernels take it, and its queries and keys before they are turned."""
     q, k, v = packed.split(settings.inner, dim=-1)
-    queries, keys = prepare(q, settings.q_norm, settings), prepare(k, settings.k_norm, settings)
-    if queries.y is q and keys.y is k:
-        return _contiguous_rows(packed), queries, keys
-    return torch.cat((queries.y, keys.y, v), dim=-1), queries, keys
+    queries, keys = normalise(q, settings.q_norm), normalise(k, settings.k_norm)
+    if settings.q_norm is not None or settings.k_norm is not None:
+        packed = torch.cat((queries.y, keys.y, v), dim=-1)
+    elif settings.rotary is not None:
+        packed = packed.clone(memory_format=torch.contiguous_format)
+    if settings.rotary is not None:
+        turn(packed, settings.rotary, settings)
+    return _contiguous_rows(packed), queries, keys
 
 
 def forward(packed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -472,9 +519,11 @@ def backward(
     grad, out = _contiguous_rows(grad), out.contiguous()
     if out.numel():
         _launch_backward(grad, packed, out, lse, settings, grad_packed)
+        if settings.rotary is not None:
+            turn(grad_packed, settings.rotary, settings, backward=True)
     weights: list[Tensor] = []
-    for part, prepared in zip(grad_packed.split(settings.inner, dim=-1)[:2], (queries, keys), strict=True):
-        dx, parts = prepare_backward(part, prepared, settings)
+    for part, normalised in zip(grad_packed.split(settings.inner, dim=-1)[:2], (queries, keys), strict=True):
+        dx, parts = normalise_backward(part, normalised)
         if dx is not part:
             part.copy_(dx)
         weights += parts
@@ -493,6 +542,17 @@ def variants() -> Iterator[Variant]:
                 if dropout and name == "backward_kv":
                     continue
                 yield _variant(name, kernel, dtype, precision, head_dim, tile, causal, dropout)
+    for dtype, head_dim, backward in itertools.product(
+        (torch.bfloat16, torch.float16, torch.float32), (16, 48, 80, 128), (False, True)
+    ):
+        tile, half, kind = tiles.rotation(), head_dim // 2, str(dtype).removeprefix("torch.")
+        arguments = {
+            "packed": dtype, "cos": torch.float32, "sin": torch.float32, "sequence_stride": int, "row_stride": int,
+            "length": int, "PARTS": 4, "HALF": half, "UNIT": 8, "BLOCK_M": tile.rows,
+            "COLUMNS": tiles.next_power_of_2(half), "BACKWARD": backward,
+        }  # fmt: skip
+        label = f"rotate {kind} {head_dim} {tile.rows}" + (" backward" if backward else "")
+        yield Variant(label, rotate_kernel, arguments, tile.warps, tile.stages)
 
 
 def _variant(

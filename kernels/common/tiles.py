@@ -78,9 +78,11 @@ def rotation() -> Tile:
     return Tile(32, 0, 0, 4, 1)
 
 
-def parallel_block(kernel: str, depth: int, dtype: torch.dtype, swiglu: bool) -> Tile:
+def parallel_block(kernel: str, depth: int, dtype: torch.dtype, activation: str) -> Tile:
     """Of `project`, `rows`, `output`, `input`, `weight` or `ff_weight`."""
-    wide = padded_depth(depth) > 128
+    wide, swiglu = padded_depth(depth) > 128, activation == "swiglu"
+    if kernel == "output" and not wide and activation not in ("gelu", "swiglu"):  # their tiles would spill
+        return Tile(64, 64, 32, 8, 2) if dtype in HALF else Tile(64, 32, 16, 8, 2)
     if kernel == "rows":
         return Tile(16 if wide else 32, 0, 0, 4, 1)
     if dtype in HALF:

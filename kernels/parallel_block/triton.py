@@ -6,6 +6,7 @@ are summed over parts of the tokens and then over the parts, in a fixed order an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..attention.operator import implementation
 from ..attention.rotary import Rotary
 from ..attention.settings import Settings
+from ..attention.triton import turn
 from ..common import tiles
 from ..common.dropout import drop_threshold, keep_scale
 from ..common.launch import launch
@@ -42,23 +44,33 @@ class _Block:
     def __init__(
         self, x: Tensor, weights: BlockWeights, settings: BlockSettings, rotary: Rotary | None, seed: Tensor | None
     ) -> None:
-        low, self.mlp, self.swiglu = settings.dtype, weights.mlp, settings.swiglu
+        low, self.mlp, self.activation = settings.dtype, weights.mlp, settings.activation
         self.shape, self.depth, self.dtype = x.shape[:2], x.shape[2], low
         self.tokens, self.length, self.eps, self.seed = x.shape[0] * x.shape[1], x.shape[1], settings.eps, seed
-        self.x, self.norm = x.contiguous(), (weights.norm_weight.contiguous(), weights.norm_bias.contiguous())
+        norm, *norms = norms_of(weights, settings)
+        self.norm, self.kind = [None if p is None else p.contiguous() for p in norm[:3]], norm.kind
+        self.x = x.contiguous()
         self.packed_in, self.ff_in = weights.fused.to(low).contiguous().split((3 * weights.inner, weights.widths[3]))
         self.attention_out, self.ff_out = (w.t().to(low).contiguous() for w in weights[3:5])
         self.paths = bool(settings.drop_path)
         self.path_numbers = drop_threshold(settings.drop_path), keep_scale(settings.drop_path)
         self.ff = drop_threshold(settings.ff_dropout), keep_scale(settings.ff_dropout), bool(settings.ff_dropout)
-        _, *norms = norms_of(weights, settings)
+        # Without norms after it, the projection is turned where it lies; its gradient is turned back.
+        self.turned = rotary if norms == [None, None] else None
         rate, head_dim = settings.attention_dropout, weights.inner // settings.heads
         self.settings = Settings(
-            settings.heads, head_dim, settings.scale, settings.causal, rate, seed if rate else None, *norms, rotary
+            settings.heads,
+            head_dim,
+            settings.scale,
+            settings.causal,
+            rate,
+            seed if rate else None,
+            *norms,
+            None if self.turned else rotary,
         )
 
     def tile(self, kernel: str) -> Tile:
-        return tiles.parallel_block(kernel, self.depth, self.dtype, self.swiglu)
+        return tiles.parallel_block(kernel, self.depth, self.dtype, self.activation)
 
     def new(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self.x.device)
@@ -69,31 +81,37 @@ class _Block:
         return triton.cdiv(self.tokens, span), span
 
     def project(self, rows: Tensor, weight: Tensor, normalise: bool) -> Tensor:
-        """(S, L, columns) of products of the rows, or of their LayerNorm, with each of a weight's (columns, D)."""
+        """(S, L, columns) products of rows, or of what the norm makes of them, with a weight's (columns, D)."""
         tile, columns = self.tile("project"), len(weight)
         out = torch.empty(*self.shape, columns, dtype=self.dtype, device=rows.device)
         launch(
             project_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
-            rows, *self.norm, weight, out, self.tokens, self.eps, self.depth, columns, normalise,
+            rows, *self.norm, weight, out, self.tokens, self.eps, self.depth, columns, self.kind, normalise,
             tile.rows, tile.columns, padded_depth(self.depth), input_precision(self.dtype),
         )  # fmt: skip
         return out
 
     def rows(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """LayerNorm of x, and the gradients of what attention's and the feed-forward path add to it."""
+        """Normalised x, and the gradients of what attention's and the feed-forward path add to it."""
         tile = self.tile("rows")
         rows, of_ff = (torch.empty_like(self.x, dtype=self.dtype) for _ in range(2))
         of_attention = torch.empty_like(of_ff) if self.paths else of_ff
         launch(
             rows_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
             grad, self.x, *self.norm, self.seed, rows, of_attention, of_ff, self.tokens, self.length, self.eps,
-            *self.path_numbers, self.depth, self.paths, tile.rows, padded_depth(self.depth),
+            *self.path_numbers, self.depth, self.kind, self.paths, tile.rows, padded_depth(self.depth),
         )  # fmt: skip
         return rows, of_attention, of_ff
 
     def attend(self) -> Kept:
         packed = self.project(self.x, self.packed_in, True)
+        self.turn(packed)
         return packed, *implementation(packed, self.settings.head_dim).forward(packed, self.settings)
+
+    def turn(self, packed: Tensor, backward: bool = False) -> None:
+        """Turns queries and keys, or their gradients back, in place."""
+        if self.turned is not None:
+            turn(packed, self.turned, self.settings, backward)
 
     def output(self, attended: Tensor) -> Tensor:
         tile, y = self.tile("output"), torch.empty_like(self.x)
@@ -101,24 +119,25 @@ class _Block:
             output_kernel, (triton.cdiv(self.tokens, tile.rows),), tile,
             self.x, *self.norm, self.ff_in, self.ff_out, attended, self.attention_out, self.seed, y,
             self.tokens, self.length, self.eps, *self.ff[:2], *self.path_numbers,
-            self.depth, attended.shape[2], self.mlp, self.swiglu, self.ff[2], self.paths,
+            self.depth, attended.shape[2], self.mlp, self.kind, self.activation, self.ff[2], self.paths,
             tile.rows, tile.columns, tile.inner, padded_depth(self.depth), input_precision(self.dtype),
         )  # fmt: skip
         return y
 
     def of_input(self, grad: Tensor, rows: Tensor, of_ff: Tensor, grad_packed: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x, and of the norm's weight and bias, float32."""
+        """Gradients of x, and of the norm's parameters, float32."""
         tile, grad_x = self.tile("input"), torch.empty_like(self.x)
         programs = triton.cdiv(self.tokens, tile.rows)
-        of_norm = self.new(programs, 2, self.depth)
+        of_norm = self.new(programs, 3, self.depth)
         launch(
             input_kernel, (programs,), tile,
-            grad, self.x, self.norm[0], rows, of_ff, self.ff_in, self.ff_out, grad_packed, self.packed_in, self.seed,
-            grad_x, of_norm, self.tokens, self.eps, *self.ff[:2], self.depth, len(self.packed_in), self.mlp,
-            self.swiglu, self.ff[2], tile.rows, tile.columns, tile.inner, padded_depth(self.depth),
+            grad, self.x, self.norm[0], self.norm[2], rows, of_ff, self.ff_in, self.ff_out, grad_packed, self.packed_in,
+            self.seed, grad_x, of_norm, self.tokens, self.eps, *self.ff[:2], self.depth, len(self.packed_in), self.mlp,
+            self.kind, self.activation, self.ff[2], tile.rows, tile.columns, tile.inner, padded_depth(self.depth),
             input_precision(self.dtype),
         )  # fmt: skip
-        return grad_x, of_norm[:, 0].sum(0), of_norm[:, 1].sum(0)
+        sums = [of_norm[:, i].sum(0) for i, p in enumerate(self.norm) if p is not None]
+        return grad_x, *sums
 
     def of_weight(self, columns: Tensor, rows: Tensor) -> Tensor:
         """columns' rows (columns, D) over all tokens, float32."""
@@ -140,7 +159,7 @@ class _Block:
         launch(
             ff_weight_kernel, (triton.cdiv(self.mlp, tile.inner), splits), tile,
             rows, of_ff, self.ff_in, self.ff_out, self.seed, of_in, of_out, self.tokens, span, *self.ff[:2],
-            self.depth, self.mlp, self.swiglu, self.ff[2], tile.rows, tile.inner, padded_depth(self.depth),
+            self.depth, self.mlp, self.activation, self.ff[2], tile.rows, tile.inner, padded_depth(self.depth),
             input_precision(self.dtype),
         )  # fmt: skip
         return of_in.sum(0), of_out.sum(0)
@@ -185,49 +204,81 @@ def backward(
     grad_packed = torch.empty_like(packed)
     attention = implementation(packed, block.settings.head_dim)
     of_norms = attention.backward(d_attended, packed, attended, lse, block.settings, grad_packed)
+    block.turn(grad_packed, backward=True)
     del packed, attended, d_attended
     of_packed_in = block.of_weight(grad_packed, rows)
     of_ff_in, of_ff_out = block.of_feed_forward(rows, of_ff)
     grad_x, *of_norm = block.of_input(grad, rows, of_ff, grad_packed)
-    found = [*of_norm, torch.cat((of_packed_in, of_ff_in)), of_attention_out, of_ff_out.t(), *of_norms]
-    return [grad_x, *(f.to(w.dtype).contiguous() for f, w in zip(found, given, strict=True))]
+    norm, *others = norms_of(weights, settings)
+    names = [f"norm_{name}" for name in ("weight", "bias", "alpha") if getattr(norm, name) is not None]
+    names += [
+        f"{side}_{name}"
+        for side, n in zip("qk", others, strict=True)
+        for name in ("weight", "bias", "alpha")
+        if n is not None and getattr(n, name) is not None
+    ]
+    found = dict(zip(names, (*of_norm, *of_norms), strict=True))
+    if norm.alpha is not None:
+        found["norm_alpha"] = found["norm_alpha"].sum(0, keepdim=True)
+    found |= {"fused": torch.cat((of_packed_in, of_ff_in)), "attention_out": of_attention_out, "ff_out": of_ff_out.t()}
+    given = {name: w for name, w in weights._asdict().items() if w is not None}
+    return [grad_x, *(found[name].to(w.dtype).contiguous() for name, w in given.items())]
 
 
 def variants() -> Iterator[Variant]:
-    """Specialisations: the published model's, and others' in training."""
-    kernels = {
-        "project": project_kernel, "output": output_kernel, "rows": rows_kernel, "input": input_kernel,
-        "weight": weight_kernel, "ff_weight": ff_weight_kernel,
-    }  # fmt: skip
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for depth, mlp in ((64, 100), (112, 136), (160, 256), (256, 512)):
-            for swiglu in (False, True):
-                for drops in (False, True):
-                    for name, kernel in kernels.items():
-                        yield from _variants(name, kernel, dtype, depth, mlp, swiglu, drops)
+    """Specialisations: the published models', and others' in training."""
+    types = (torch.bfloat16, torch.float16, torch.float32)
+    # D, mlp, inner, norm, activation
+    shapes = [
+        (depth, mlp, 528, "layernorm", activation)
+        for depth, mlp in ((64, 100), (112, 136), (160, 256), (256, 512))
+        for activation in ("gelu", "swiglu")
+    ]
+    shapes += [(112, 224, 160, "layernorm", activation) for activation in ("relu", "silu", "elu", "tanh", "none")]
+    shapes += [(112, 224, 160, norm, "relu") for norm in ("rmsnorm", "dyt")]
+    for dtype, shape, drops in itertools.product(types, shapes, (False, True)):
+        for name in _KERNELS:
+            yield from _variants(name, dtype, shape, drops)
 
 
-def _variants(
-    name: str, kernel: Any, dtype: torch.dtype, depth: int, mlp: int, swiglu: bool, drops: bool
-) -> Iterator[Variant]:
-    names, tile, inner = kernel.arg_names, tiles.parallel_block(name, depth, dtype, swiglu), 528
-    if (swiglu and "SWIGLU" not in names) or (drops and "seed" not in names):
+_KERNELS = {
+    "project": project_kernel, "output": output_kernel, "rows": rows_kernel, "input": input_kernel,
+    "weight": weight_kernel, "ff_weight": ff_weight_kernel,
+}  # fmt: skip
+
+
+def _variants(name: str, dtype: torch.dtype, shape: tuple[int, int, int, str, str], drops: bool) -> Iterator[Variant]:
+    depth, mlp, inner, norm, activation = shape
+    kernel = _KERNELS[name]
+    names, tile = kernel.arg_names, tiles.parallel_block(name, depth, dtype, activation)
+    known = {"layernorm", "gelu"} | ({norm} if "NORM" in names else set())
+    known |= {activation} if "ACTIVATION" in names else set()
+    if not {norm, activation} <= known and mlp != 224:
+        return  # the same as another
+    if (norm != "layernorm" and "NORM" not in names) or (drops and "seed" not in names):
+        return
+    if mlp == 224 and activation != "relu" and "ACTIVATION" not in names:
         return
     for normalised in (True, False) if "NORMALISED" in names else (True,):
         low = ("weight", "out", "ff_in", "ff_out", "attended", "attention_out", "grad_packed", "packed_in", "columns",
                "rows", "of_attention", "of_ff")  # fmt: skip
         values: dict[str, Any] = {
             **dict.fromkeys(low, dtype), "x": torch.float32 if normalised else dtype,
-            **dict.fromkeys(("norm_weight", "norm_bias", "y", "grad", "grad_x", "of_norm"), torch.float32),
+            **dict.fromkeys(("norm_weight", "y", "grad", "grad_x", "of_norm"), torch.float32),
+            "norm_bias": None if norm == "rmsnorm" else torch.float32,
+            "alpha": torch.float32 if norm == "dyt" else None,
             **dict.fromkeys(("of_weight", "of_in", "of_out"), torch.float32),
             **dict.fromkeys(("tokens", "length", "span", "ff_threshold", "path_threshold"), int),
             **dict.fromkeys(("eps", "ff_scale", "path_scale"), float),
             "seed": torch.int64 if drops else None, "D": depth, "DEPTH": padded_depth(depth), "WIDTH": 3 * inner,
-            "INNER": inner, "PACKED": 3 * inner, "MLP": mlp, "SWIGLU": swiglu, "NORMALISED": normalised,
-            "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.columns,
-            "BLOCK_C": tile.inner, "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
+            "INNER": inner, "PACKED": 3 * inner, "MLP": mlp, "NORM": norm, "ACTIVATION": activation,
+            "NORMALISED": normalised, "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.columns, "BLOCK_K": tile.columns, "BLOCK_C": tile.inner,
+            "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
         }  # fmt: skip
         kind = "tf32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        flags = {"swiglu": swiglu, "drops": drops, "plain": not normalised}
+        flags = {
+            norm: norm != "layernorm", activation: activation != "gelu", "drops": drops, "plain": not normalised
+        }  # fmt: skip
         label = " ".join([f"parallel_block {name} {kind} {depth}", *(flag for flag, on in flags.items() if on)])
         yield Variant(label, kernel, {n: values[n] for n in names}, tile.warps, tile.stages)

@@ -54,21 +54,38 @@ def _vector(base, D: tl.constexpr, DEPTH: tl.constexpr):
 
 
 @triton.jit
-def _standardised(x, first, tokens, eps, D: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):
-    """Rows of x less their mean, over their deviation, 0 beyond D; the inverse deviations."""
+def _tanh(x):
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def _standardised(
+    x, alpha, first, tokens, eps, D: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr
+):
+    """Rows of x as the norm's weight meets them, 0 beyond D; what LayerNorm and RMSNorm multiplied them with."""
     rows = _load(x, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32)
-    centred = tl.where((tl.arange(0, DEPTH) < D)[None, :], rows - (tl.sum(rows, 1) / D)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
-    return centred * rstd[:, None], rstd
+    if NORM == "dyt":
+        standard = _tanh(rows * tl.load(alpha).to(tl.float32))
+        rstd = tl.zeros((BLOCK_M,), tl.float32)
+    else:
+        if NORM == "layernorm":
+            rows = tl.where((tl.arange(0, DEPTH) < D)[None, :], rows - (tl.sum(rows, 1) / D)[:, None], 0.0)
+        rstd = tl.rsqrt(tl.sum(rows * rows, 1) / D + eps)
+        standard = rows * rstd[:, None]
+    return standard, rstd
 
 
 @triton.jit
 def _normalised(
-    x, norm_weight, norm_bias, first, tokens, eps, D: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr
-):
-    """LayerNorm of rows of x, float32."""
-    rows, _ = _standardised(x, first, tokens, eps, D, BLOCK_M, DEPTH)
-    return rows * _vector(norm_weight, D, DEPTH) + _vector(norm_bias, D, DEPTH)
+    x, norm_weight, norm_bias, alpha, first, tokens, eps,
+    D: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Rows of x after the norm, float32."""
+    rows, _ = _standardised(x, alpha, first, tokens, eps, D, NORM, BLOCK_M, DEPTH)
+    rows *= _vector(norm_weight, D, DEPTH)
+    if norm_bias is not None:
+        rows += _vector(norm_bias, D, DEPTH)
+    return rows
 
 
 @triton.jit
@@ -96,14 +113,16 @@ def _product(a, weight, first_row, rows, D: tl.constexpr, BLOCK: tl.constexpr, P
 
 @triton.jit(do_not_specialize=_SIZES)
 def project_kernel(
-    x, norm_weight, norm_bias, weight, out, tokens, eps,
-    D: tl.constexpr, WIDTH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, norm_weight, norm_bias, alpha, weight, out, tokens, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out (tokens, WIDTH) = rows weight', weight (WIDTH, D); rows are those of x, or their LayerNorm."""
+    """out (tokens, WIDTH) = rows weight', weight (WIDTH, D); rows are those of x, or normalised."""
     first = tl.program_id(0) * BLOCK_M
     if NORMALISED:
-        rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH).to(weight.dtype.element_ty)
+        rows = _normalised(x, norm_weight, norm_bias, alpha, first, tokens, eps, D, NORM, BLOCK_M, DEPTH).to(
+            weight.dtype.element_ty
+        )
     else:
         rows = _load(x, first, tokens, 0, D, BLOCK_M, DEPTH)
     for start in range(0, WIDTH, BLOCK_N):
@@ -112,12 +131,20 @@ def project_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def rows_kernel(
-    grad, x, norm_weight, norm_bias, seed, rows, of_attention, of_ff, tokens, length, eps, path_threshold, path_scale,
-    D: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
+    grad, x, norm_weight, norm_bias, alpha, seed, rows, of_attention, of_ff, tokens, length, eps,
+    path_threshold, path_scale,
+    D: tl.constexpr, NORM: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm of x, and the gradients of both paths' results out of that of the block's; (tokens, D) each."""
+    """Normalised x, and the gradients of both paths' results out of that of the block's; (tokens, D) each."""
     first = tl.program_id(0) * BLOCK_M
-    _store(rows, _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH), first, tokens, 0, D)
+    _store(
+        rows,
+        _normalised(x, norm_weight, norm_bias, alpha, first, tokens, eps, D, NORM, BLOCK_M, DEPTH),
+        first,
+        tokens,
+        0,
+        D,
+    )
     g = _load(grad, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32)
     if PATHS:
         path = _path(seed, first, length, path_threshold, path_scale, 0, BLOCK_M)
@@ -129,10 +156,10 @@ def rows_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def output_kernel(
-    x, norm_weight, norm_bias, ff_in, ff_out, attended, attention_out, seed, y, tokens, length, eps,
+    x, norm_weight, norm_bias, alpha, ff_in, ff_out, attended, attention_out, seed, y, tokens, length, eps,
     ff_threshold, ff_scale, path_threshold, path_scale,
-    D: tl.constexpr, INNER: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr,
-    PATHS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    D: tl.constexpr, INNER: tl.constexpr, MLP: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    DROPOUT: tl.constexpr, PATHS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
     DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (tokens, D) out of x and what attention gave (tokens, INNER), the feed-forward path on the way.
@@ -140,7 +167,9 @@ def output_kernel(
     ff_in (MLP or 2 MLP, D); attention_out (INNER, D) and ff_out (MLP, D).
     """
     first = tl.program_id(0) * BLOCK_M
-    rows = _normalised(x, norm_weight, norm_bias, first, tokens, eps, D, BLOCK_M, DEPTH).to(ff_in.dtype.element_ty)
+    rows = _normalised(x, norm_weight, norm_bias, alpha, first, tokens, eps, D, NORM, BLOCK_M, DEPTH).to(
+        ff_in.dtype.element_ty
+    )
     total = tl.zeros((BLOCK_M, DEPTH), tl.float32)
     for start in range(0, INNER, BLOCK_K):
         a = _load(attended, first, tokens, start, INNER, BLOCK_M, BLOCK_K)
@@ -151,11 +180,11 @@ def output_kernel(
         path = _path(seed, first, length, path_threshold, path_scale, 1, BLOCK_M)[:, None]
     for start in range(0, MLP, BLOCK_C):
         active = _product(rows, ff_in, start, MLP, D, BLOCK_C, PRECISION)
-        if SWIGLU:
+        if ACTIVATION == "swiglu":
             gate = _product(rows, ff_in, MLP + start, 2 * MLP, D, BLOCK_C, PRECISION)
             active *= gate * tl.sigmoid(gate)
         else:
-            active *= _normal(active)
+            active, _ = _activated(active, ACTIVATION)
         if DROPOUT:
             active = _dropped(active, seed, first, start, ff_threshold, ff_scale)
         if PATHS:
@@ -173,9 +202,37 @@ def _normal(x):
 
 
 @triton.jit
+def _activated(x, ACTIVATION: tl.constexpr):
+    """An activation's value and slope; what is not a number stays so."""
+    if ACTIVATION == "gelu":
+        share = _normal(x)
+        y = x * share
+        slope = share + x * _DENSITY_AT_0 * tl.exp(-0.5 * x * x)
+    elif ACTIVATION == "relu":
+        y = tl.where(x <= 0, 0.0, x)
+        slope = tl.where(x <= 0, 0.0, 1.0)
+    elif ACTIVATION == "silu":
+        share = tl.sigmoid(x)
+        y = x * share
+        slope = share * (1 + x * (1 - share))
+    elif ACTIVATION == "elu":
+        power = tl.exp(tl.where(x > 0, 0.0, x))
+        y = tl.where(x > 0, x, power - 1)
+        slope = power
+    elif ACTIVATION == "tanh":
+        y = _tanh(x)
+        slope = 1 - y * y
+    else:
+        tl.static_assert(ACTIVATION == "none")
+        y = x
+        slope = tl.full(x.shape, 1.0, tl.float32)
+    return y, slope
+
+
+@triton.jit
 def _feed_forward(
     rows, branch, ff_in, ff_out, seed, first, start, threshold, scale,
-    D: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_C: tl.constexpr,
+    D: tl.constexpr, MLP: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Hidden values as they enter the outer product, and gradients of those, and of gates, before the activation."""
@@ -183,16 +240,15 @@ def _feed_forward(
     grad = _product(branch, ff_out, start, MLP, D, BLOCK_C, PRECISION)
     if DROPOUT:
         grad = _dropped(grad, seed, first, start, threshold, scale)
-    if SWIGLU:
+    if ACTIVATION == "swiglu":
         gate = _product(rows, ff_in, MLP + start, 2 * MLP, D, BLOCK_C, PRECISION)
         share = tl.sigmoid(gate)
         active = value * gate * share
         of_gate = grad * value * share * (1 + gate * (1 - share))
         of_value = grad * gate * share
     else:
-        share = _normal(value)
-        active = value * share
-        of_value = grad * (share + value * _DENSITY_AT_0 * tl.exp(-0.5 * value * value))
+        active, slope = _activated(value, ACTIVATION)
+        of_value = grad * slope
         of_gate = of_value
     if DROPOUT:
         active = _dropped(active, seed, first, start, threshold, scale)
@@ -202,12 +258,13 @@ def _feed_forward(
 
 @triton.jit(do_not_specialize=_SIZES)
 def input_kernel(
-    grad, x, norm_weight, rows, of_ff, ff_in, ff_out, grad_packed, packed_in, seed, grad_x, of_norm,
+    grad, x, norm_weight, alpha, rows, of_ff, ff_in, ff_out, grad_packed, packed_in, seed, grad_x, of_norm,
     tokens, eps, ff_threshold, ff_scale,
-    D: tl.constexpr, PACKED: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, PACKED: tl.constexpr, MLP: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_x (tokens, D); of_norm (programs, 2, D), gradients of the norm's weight and bias, by programs.
+    """grad_x (tokens, D); of_norm (programs, 3, D), gradients of the norm's weight, bias and, by columns, alpha.
 
     rows and of_ff as of `rows_kernel`; grad_packed (tokens, PACKED), of queries, keys and values; packed_in (PACKED,
     D), their projection.
@@ -219,25 +276,33 @@ def input_kernel(
     for start in range(0, MLP, BLOCK_C):
         _, of_value, of_gate = _feed_forward(
             normalised, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
-            D, MLP, SWIGLU, DROPOUT, BLOCK_C, PRECISION,
+            D, MLP, ACTIVATION, DROPOUT, BLOCK_C, PRECISION,
         )  # fmt: skip
         w = _load(ff_in, start, MLP, 0, D, BLOCK_C, DEPTH)
         total = tl.dot(of_value, w, total, input_precision=PRECISION)
-        if SWIGLU:
+        if ACTIVATION == "swiglu":
             w = _load(ff_in, MLP + start, 2 * MLP, 0, D, BLOCK_C, DEPTH)
             total = tl.dot(of_gate, w, total, input_precision=PRECISION)
     for start in range(0, PACKED, BLOCK_K):
         g = _load(grad_packed, first, tokens, start, PACKED, BLOCK_M, BLOCK_K)
         w = _load(packed_in, start, PACKED, 0, D, BLOCK_K, DEPTH)
         total = tl.dot(g, w, total, input_precision=PRECISION)
-    standard, rstd = _standardised(x, first, tokens, eps, D, BLOCK_M, DEPTH)
+    standard, rstd = _standardised(x, alpha, first, tokens, eps, D, NORM, BLOCK_M, DEPTH)
     column = tl.arange(0, DEPTH)
-    at = of_norm + tl.cast(tl.program_id(0), tl.int64) * (2 * D) + column
+    at = of_norm + tl.cast(tl.program_id(0), tl.int64) * (3 * D) + column
     tl.store(at, tl.sum(total * standard, 0), mask=column < D)
     tl.store(at + D, tl.sum(total, 0), mask=column < D)
     total *= _vector(norm_weight, D, DEPTH)
-    along = tl.sum(total * standard, 1) / D
-    total = (total - (tl.sum(total, 1) / D)[:, None] - standard * along[:, None]) * rstd[:, None]
+    if NORM == "dyt":
+        total *= 1 - standard * standard
+        along = tl.sum(total * _load(x, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32), 0)
+        tl.store(at + 2 * D, along, mask=column < D)
+        total *= tl.load(alpha).to(tl.float32)
+    else:
+        along = tl.sum(total * standard, 1) / D
+        if NORM == "layernorm":
+            total -= (tl.sum(total, 1) / D)[:, None]
+        total = (total - standard * along[:, None]) * rstd[:, None]
     total += _load(grad, first, tokens, 0, D, BLOCK_M, DEPTH).to(tl.float32)
     _store(grad_x, total, first, tokens, 0, D)
 
@@ -262,10 +327,11 @@ def weight_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def ff_weight_kernel(
     rows, of_ff, ff_in, ff_out, seed, of_in, of_out, tokens, span, ff_threshold, ff_scale,
-    D: tl.constexpr, MLP: tl.constexpr, SWIGLU: tl.constexpr, DROPOUT: tl.constexpr,
+    D: tl.constexpr, MLP: tl.constexpr, ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """of_in (splits, MLP or 2 MLP, D) and of_out (splits, MLP, D) over `span` tokens each."""
+    SWIGLU: tl.constexpr = ACTIVATION == "swiglu"
     HIDDEN: tl.constexpr = 2 * MLP if SWIGLU else MLP
     start = tl.program_id(0) * BLOCK_C
     split = tl.program_id(1)
@@ -277,7 +343,7 @@ def ff_weight_kernel(
         branch = _load(of_ff, first, tokens, 0, D, BLOCK_M, DEPTH)
         active, of_value, of_gate = _feed_forward(
             normalised, branch, ff_in, ff_out, seed, first, start, ff_threshold, ff_scale,
-            D, MLP, SWIGLU, DROPOUT, BLOCK_C, PRECISION,
+            D, MLP, ACTIVATION, DROPOUT, BLOCK_C, PRECISION,
         )  # fmt: skip
         total_out = tl.dot(tl.trans(active), branch, total_out, input_precision=PRECISION)
         total_value = tl.dot(tl.trans(of_value), normalised, total_value, input_precision=PRECISION)

@@ -29,8 +29,8 @@ def check(usages: list[dict[str, Any]]) -> None:
     for usage in usages:
         assert not usage["faults"], usage
         if usage["arch"] == 80:  # and 86, 89, 120, which have less
-            operator, _, kind, *more = usage["name"].split()
-            wide = operator == "parallel_block" and kind == "tf32" and int(more[0]) > 128
+            words = usage["name"].split()
+            wide = words[0] == "parallel_block" and words[2] == "tf32" and int(words[3]) > 128
             assert usage["shared"] <= (parallel_block_memory(160, torch.float32) if wide else SHARED_MEMORY), usage
         assert 0 < usage["registers"] <= 255
 
@@ -39,6 +39,14 @@ def test_attention_of_the_published_model() -> None:
     usages = compiled("attention", r"bfloat16 48 .*(?<!causal)( dropout)$|backward_kv bfloat16 48 \w+$")
     names = {(usage["name"].split()[0], usage["arch"]) for usage in usages}
     assert names == {(kernel, arch) for kernel in ("forward", "backward_q", "backward_kv") for arch in (80, 90)}
+    check(usages)
+
+
+def test_causal_attention_of_the_second_family() -> None:
+    usages = compiled("attention", r"rotate bfloat16 80 32$|bfloat16 80 (64x\d+ causal dropout|32x64 causal)$")
+    names = {(usage["name"].split()[0], usage["arch"]) for usage in usages}
+    kernels = ("rotate", "forward", "backward_q", "backward_kv")
+    assert names == {(kernel, arch) for kernel in kernels for arch in (80, 90)}
     check(usages)
 
 
@@ -59,9 +67,14 @@ def test_every_variant_of_attention() -> None:
             " (project|weight) bfloat16 112$|bfloat16 112 drops$",
             {"project", "output", "rows", "input", "weight", "ff_weight"},
         ),
+        (
+            "parallel_block",
+            "(output|weight|project) bfloat16 112 relu$|bfloat16 112 relu drops$",
+            {"project", "output", "rows", "input", "weight", "ff_weight"},
+        ),
     ],
 )
-def test_other_operators_of_the_published_model(operator: str, match: str, kernels: set[str]) -> None:
+def test_other_operators_of_the_published_models(operator: str, match: str, kernels: set[str]) -> None:
     usages = compiled(operator, match)
     assert {(u["name"].split()[1], u["arch"]) for u in usages} == {
         (kernel, arch) for kernel in kernels for arch in (80, 90)

@@ -20,6 +20,11 @@ CASES: list[dict[str, Any]] = [
     {"head_dim": 112, "length": 64, "sequences": 1, "heads": 1, "dtype": torch.float16, "causal": True},
     {"head_dim": 32, "length": 1, "dropout": 0.5},
     {"head_dim": 16, "length": 21, "sharpness": 8.0},
+    {"head_dim": 80, "length": 57, "sequences": 1, "heads": 1, "rotary": True, "registers": 24, "layout": "wide"},
+    {"head_dim": 16, "length": 34, "rotary": True, "causal": True, "layout": "frames", "dropout": 0.3},
+    {"head_dim": 48, "length": 5, "rotary": True, "norm": True, "kind": "dyt", "causal": True},
+    {"head_dim": 16, "length": 2, "rotary": True, "norm": True, "kind": "rmsnorm"},
+    {"head_dim": 80, "length": 33, "rotary": True, "causal": True, "dtype": torch.float16, "sequences": 1},
 ]
 
 

@@ -109,12 +109,12 @@ def tolerance(shape: tuple[int, ...], dtype: torch.dtype) -> float:
     return allowed(dtype, *2 * through, sequences * length)  # forward, backward, the weights' gradients
 
 
-def with_alphas(found: list[Tensor], weights: BlockWeights) -> list[Tensor]:
-    """The same, gradients of alphas, sums over everything that may cancel, beside those of their norms' weights."""
+def joined(found: list[Tensor], weights: BlockWeights) -> list[Tensor]:
+    """The same, each norm's gradients as one vector: those of alphas and of the keys' bias may be sums that cancel."""
     names = [name for name, w in weights._asdict().items() if w is not None]
     grads = dict(zip(names, found[2:], strict=True))
-    for name in [name for name in names if name.endswith("alpha")]:
-        weight = name.replace("alpha", "weight")
+    for name in [name for name in names if name.endswith(("alpha", "bias"))]:
+        weight = name.rsplit("_", 1)[0] + "_weight"
         grads[weight] = torch.cat((grads[weight], grads.pop(name)))
     return [*found[:2], *grads.values()]
 
@@ -181,14 +181,14 @@ def test_operator_is_the_definition_with_what_the_second_family_needs(name: str,
     if dropping:
         settings = settings._replace(attention_dropout=0.3, ff_dropout=0.2, drop_path=0.4)
     masks = kept(x, weights, settings) if dropping else None
-    expected = with_alphas(results(definition(x, weights, settings, masks, rotary=rotary), x, weights), weights)
+    expected = joined(results(definition(x, weights, settings, masks, rotary=rotary), x, weights), weights)
     if not dropping:
         found = results(around_attention(x, weights, settings, rotary), x, weights)
-        assert_close(with_alphas(found, weights), expected, 1e-12)
+        assert_close(joined(found, weights), expected, 1e-12)
     for dtype, keep in ((torch.float64, False), (torch.float32, True)):
         a, w = x.detach().to(dtype).requires_grad_(), converted(weights, dtype)
         y = parallel_block(a, w, settings._replace(dtype=dtype), rotary=rotary, keep=keep, seed=SEED)
-        assert_close(with_alphas(results(y, a, w), w), expected, tolerance(shape, dtype))
+        assert_close(joined(results(y, a, w), w), expected, tolerance(shape, dtype))
 
 
 def test_the_definition_s_activations_and_norms_are_what_they_are_called() -> None:

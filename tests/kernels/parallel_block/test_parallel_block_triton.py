@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import errors
-from test_parallel_block import SEED, converted, given, make, results, tolerance
+from attention_cases import drawn_tables, errors
+from test_parallel_block import SEED, converted, given, joined, make, results, tolerance
 from torch import Tensor
+from viv1t.kernels.attention.rotary import Rotary
 from viv1t.kernels.common.philox_reference import keep_mask
 from viv1t.kernels.parallel_block import BlockSettings, BlockWeights, operator, parallel_block
 from viv1t.kernels.parallel_block.reference import Kept
@@ -83,6 +84,49 @@ def test_result_and_gradients_are_the_definition_s(
     found = results(y, a, w)
     assert {t.dtype for t in found} == {torch.float32}
     assert_close(found, expected, case["norm_qk"], tolerance(case["shape"], case["dtype"]))
+
+
+# As `CASES`, with what the second family needs.
+FAMILY: dict[str, dict[str, Any]] = {
+    "temporal": {"shape": (2, 35, 24, 1, 16, 14), "activation": "relu", "causal": True, "registers": 0, "keep": True},
+    "one frame": {"shape": (3, 1, 24, 1, 16, 14), "activation": "relu", "causal": True, "registers": 0},
+    "spatial": {"shape": (1, 21, 12, 1, 16, 9), "activation": "elu", "norm": "rmsnorm", "norm_qk": True,
+                "registers": 5},
+    "dyt": {"shape": (2, 7, 12, 1, 16, 7), "swiglu": True, "norm": "dyt", "norm_qk": True, "registers": 2,
+            "drops": True},
+    "dyt alone": {"shape": (2, 7, 12, 1, 16, 7), "activation": "silu", "norm": "dyt", "causal": True, "drops": True},
+    "rmsnorm": {"shape": (2, 7, 12, 1, 16, 7), "activation": "tanh", "norm": "rmsnorm", "causal": True},
+    "nothing": {"shape": (2, 2, 12, 1, 16, 7), "activation": "none", "registers": 1},
+    "head of 80": {
+        "shape": (1, 17, 112, 2, 80, 40), "activation": "relu", "causal": True, "registers": 0, "dtype": torch.float16,
+        "keep": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", FAMILY)
+def test_result_and_gradients_are_the_definition_s_with_what_the_second_family_needs(
+    name: str, on_kernels: torch.device
+) -> None:
+    case = dict(FAMILY[name])
+    shape, dtype, keep = case.pop("shape"), case.pop("dtype", torch.float32), case.pop("keep", False)
+    registers, drops = case.pop("registers", None), case.pop("drops", False)
+    x, weights, settings = make(shape, **case)
+    settings = settings._replace(**DROPS if drops else {})
+    tables = None if registers is None else drawn_tables(shape[1], shape[4], registers, torch.float32)
+    masks = kept(x, weights, settings) if drops else None
+    expected = joined(results(definition(x, weights, settings, masks, rotary=tables), x, weights), weights)
+    a, w = on(on_kernels, x, weights, torch.float32)
+    rotary = None if tables is None else Rotary(*(table.to(on_kernels) for table in tables))
+    found = []
+    for _ in range(2):
+        y = parallel_block(
+            a, w, settings._replace(dtype=dtype), rotary=rotary, keep=keep, seed=SEED.to(on_kernels)
+        )  # fmt: skip
+        found.append(joined(results(y, a, w), w))
+    assert max(errors(found[0], expected)) < tolerance(shape, dtype)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True)), "no two runs differ"
 
 
 def test_input_in_half_precision_and_of_other_strides(on_kernels: torch.device) -> None:
