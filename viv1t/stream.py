@@ -14,10 +14,10 @@ from torch import Tensor
 
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError
+from viv1t.kernels.attention.rotary import rotate
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.blocks import ParallelBlock, split_heads
 from viv1t.model.layers.patches import embed_patches
-from viv1t.model.layers.positions import rotate
 from viv1t.model.layers.transformer import Transformer
 from viv1t.model.twin import ViV1T
 from viv1t.train.run_folder import RunFolder
@@ -101,13 +101,12 @@ class _Past:
 
     def _attend(self, transformer: Transformer, x: Tensor, token: int) -> Tensor:
         """The temporal blocks for one new token of each patch, x (P, 1, D)."""
-        rotation = None if transformer.rotary is None else transformer.rotary(1, token)
+        rotary = None if transformer.rotary is None else transformer.rotary(1, first=token)
         for block, cache in zip(transformer.blocks, self._keys, strict=True):
             assert isinstance(block, ParallelBlock)
             q, k, v, hidden = block.fused_linear(block.norm(x)).split(block.widths, dim=-1)
-            q, k, v = (split_heads(y, block.heads) for y in (block.norm_q(q), block.norm_k(k), v))
-            if rotation is not None:
-                q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = (rotate(norm(y), rotary, block.heads) for norm, y in ((block.norm_q, q), (block.norm_k, k)))
+            q, k, v = (split_heads(y, block.heads) for y in (q, k, v))
             cache[0, :, :, token], cache[1, :, :, token] = k[:, :, 0], v[:, :, 0]
             keys, values = cache[:, :, :, : token + 1]
             a = F.scaled_dot_product_attention(q, keys, values, scale=block.scale)

@@ -10,11 +10,12 @@ import torch
 from closed_loop_cases import Case, case_names, closed_loop_folder, error, model_case, required
 from safetensors.torch import load_file
 from torch import Tensor
+from viv1t.kernels.attention.rotary import rotate
 
 from viv1t.criterion import share_criterion
 from viv1t.errors import ConfigError
 from viv1t.families.closed_loop.names import published_names, to_published
-from viv1t.model.layers.positions import Rotary, planar_positions, rotate, sinusoidal_positions
+from viv1t.model.layers.positions import Rotary, planar_positions, sinusoidal_positions
 from viv1t.model.readout import normalized_coordinates
 from viv1t.model.twin import ViV1T
 
@@ -193,13 +194,15 @@ def test_rotary_tables() -> None:
         assert torch.equal(rotary.zeta, tables[f"{name}/scale"])
         length = case["sequence"] - case["reg_tokens"]
         rows = tables[f"{name}/table_index"]
-        rotation = rotary(int(rows.max()) + 1)
+        turned = rotary(int(rows.max()) + 1)
         scale = tables[f"{name}/emb_scale"]
-        for found, expected in zip(rotation, (tables[f"{name}/cos"], tables[f"{name}/sin"]), strict=True):
-            torch.testing.assert_close(found[rows], expected * scale, rtol=0, atol=1e-6 * float(scale.max()) + 2e-6)
+        for found, expected in zip(turned, (tables[f"{name}/cos"], tables[f"{name}/sin"]), strict=True):
+            both = found[rows].repeat(1, 2)  # of a head's first and second half
+            torch.testing.assert_close(both, expected * scale, rtol=0, atol=1e-6 * float(scale.max()) + 2e-6)
         for of in ("q", "k"):
-            turned = rotate(tables[f"{name}/{of}"], rotary(length))
-            assert error(turned, tables[f"{name}/{of}_out"]) < 1e-6, (name, of)
+            given, expected = (tables[f"{name}/{of}{end}"].transpose(1, 2).flatten(2) for end in ("", "_out"))
+            heads = given.shape[2] // case["dim"]
+            assert error(rotate(given, rotary(length, case["reg_tokens"]), heads), expected) < 1e-6, (name, of)
             compared += 1
     assert compared == 2 * len(cases)
 

@@ -21,6 +21,12 @@ class DynamicTanh(nn.Module):
         return torch.tanh(self.alpha * x) * self.weight + self.bias
 
 
+def norm_eps(norm: nn.Module, x: Tensor) -> float:
+    """What `norm` adds to a variance or a mean square of x."""
+    eps = getattr(norm, "eps", 0.0)
+    return torch.finfo(x.dtype).eps if eps is None else float(eps)
+
+
 Norm = nn.LayerNorm | nn.RMSNorm | DynamicTanh
 
 

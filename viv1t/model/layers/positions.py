@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from viv1t.errors import ConfigError
+from viv1t.kernels.attention.rotary import Rotary as RotaryTables
+from viv1t.kernels.attention.rotary import rotary_tables
 
 
 def most_square_grid(patches: int) -> tuple[int, int]:
@@ -46,22 +47,6 @@ def planar_positions(rows: int, columns: int, depth: int) -> Tensor:
     return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), dim=1)
 
 
-class Rotation(NamedTuple):
-    """Factors (n, d) that turn and scale the first n positions of a sequence's queries and keys."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Queries or keys (..., L, d): x cos + (-x2, x1) sin, with x1 and x2 the halves of x; what follows n stays."""
-    turned = x[..., : len(rotation.cos), :]
-    first, second = turned.chunk(2, dim=-1)
-    result = (turned * rotation.cos + torch.cat((-second, first), dim=-1) * rotation.sin).to(x.dtype)
-    rest = x[..., len(rotation.cos) :, :]
-    return torch.cat((result, rest), dim=-2) if rest.shape[-2] else result
-
-
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021) with a scale that queries and keys share.
 
@@ -76,8 +61,6 @@ class Rotary(nn.Module):
         ConfigError: `head_dim` is odd.
     """
 
-    BASE = 512.0
-
     def __init__(self, head_dim: int, tokens: int) -> None:
         super().__init__()
         if head_dim % 2:
@@ -89,14 +72,14 @@ class Rotary(nn.Module):
         self.register_buffer("frequency", 1 / 10000 ** (channel / head_dim), persistent=False)
         self.register_buffer("zeta", (channel + 0.4 * head_dim) / (1.4 * head_dim), persistent=False)
 
-    def forward(self, length: int, first: int = 0) -> Rotation:
-        """The factors of positions `first` to `first + length` - 1; nothing is remembered between calls."""
-        last = first + length
-        position = torch.arange(first, last, device=self.zeta.device, dtype=self.zeta.dtype)[:, None]
-        angle = (position * self.frequency).repeat(1, 2)
-        centre = max(self.tokens, last) // 2
-        scale = (self.zeta ** ((position - centre) / self.BASE)).repeat(1, 2)
-        return Rotation(angle.cos() * scale, angle.sin() * scale)
+    def forward(self, length: int, registers: int = 0, first: int = 0) -> RotaryTables:
+        """Tables of positions `first` to `first + length` - 1, followed by registers that stay as they are.
+
+        Nothing is remembered between calls.
+        """
+        positions = torch.arange(first, first + length, device=self.zeta.device)
+        centre = max(self.tokens, first + length) // 2
+        return rotary_tables(positions, self.frequency, self.zeta, centre=centre, registers=registers)
 
 
 class PositionGenerator(nn.Module):

@@ -78,7 +78,8 @@ class Transformer(nn.Module):
             x = x.transpose(1, 2)
         shape = x.shape
         x = x.reshape(-1, *shape[2:])
-        rotation = None if self.rotary is None else self.rotary(shape[2])
+        registers = 0 if self.registers is None or self.causal else len(self.registers)
+        rotary = None if self.rotary is None else self.rotary(shape[2], registers)
         if self.registers is not None:
             if self.causal:
                 x = _Unused.apply(x, self.registers)  # type: ignore[no-untyped-call]
@@ -88,14 +89,14 @@ class Transformer(nn.Module):
             if windows is not None:
                 code = self.state_encoders[i](windows, mouse).unsqueeze(self.axis)
                 x = (x.view(shape) + code).view(x.shape)
-            x = self._run(block, x, rotation)
+            x = self._run(block, x, rotary)
         x = x[:, : shape[2]].reshape(shape)
         return x.transpose(1, 2) if self.axis == 1 else x
 
-    def _run(self, block: nn.Module, x: Tensor, rotation: Any) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, rotary: Any) -> Tensor:
         recompute = torch.is_grad_enabled() and (x.is_cuda if self.recompute is None else self.recompute)
         if isinstance(block, ParallelBlock):  # takes groups, and recomputes, by itself
-            parallel: Tensor = block(x, recompute, rotation)
+            parallel: Tensor = block(x, recompute, rotary)
             return parallel
         group = len(x)
         if x.device.type == "cpu" and isinstance(block, SequentialBlock):
