@@ -30,9 +30,11 @@ class GraphTokenizer(nn.Module):
         weight, bias = tokenizer.projection.weight.flatten(1), tokenizer.projection.bias
         if tokenizer.normalized:
             # As in `viv1t.kernels.patch_embed.reference`.
-            self.eps = tokenizer.patch_norm.eps
-            bias = bias + weight @ tokenizer.patch_norm.bias
-            weight = weight * tokenizer.patch_norm.weight
+            norm = tokenizer.patch_norm
+            assert isinstance(norm, nn.LayerNorm), "`check_known` refuses others"
+            self.eps = norm.eps
+            bias = bias + weight @ norm.bias
+            weight = weight * norm.weight
             weight = weight - weight.mean(dim=1, keepdim=True)
         weight = weight.unflatten(1, (-1, *tokenizer.size))
         self.of_video = nn.Buffer(weight[:, :1].detach().clone())

@@ -40,6 +40,6 @@ def family_of(options: Mapping[str, Any], wanted: str | None = None) -> Family:
     if wanted is not None:
         found.setdefault(wanted, ["--family " + wanted])
     if len(found) > 1:
-        words = "; ".join(f"{name} has {', '.join(flags[:5])}" for name, flags in found.items())
-        raise ConfigError(f"options of two families of models are mixed ({words}): leave those of one of them out")
+        several = "; ".join(f"{name} has {', '.join(flags[:5])}" for name, flags in found.items())
+        raise ConfigError(f"options of two families of models are mixed ({several}): leave those of one of them out")
     return FAMILIES[next(iter(found), SENSORIUM2023.name)]

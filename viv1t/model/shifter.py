@@ -20,10 +20,10 @@ class Shifter(nn.Module):
         super().__init__()
         self.first = 0 if mode == "state" else 2
         widths = [4 - self.first, *[size] * (layers - 1), 2]
-        layers: list[nn.Module] = []
+        parts: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
-        self.mlp = nn.Sequential(*layers)
+            parts += [nn.Linear(inputs, outputs), nn.Tanh()]
+        self.mlp = nn.Sequential(*parts)
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, 4, t), behavior and pupil_center -> shift (B, t, 2) as x, y."""

@@ -100,6 +100,18 @@ def test_a_checkpoint_of_the_other_family_is_one_clear_error(copy: Path) -> None
         viv1t.load_model(copy)
 
 
+def test_what_is_not_written_yet_is_refused_with_its_reason(copy: Path, tmp_path: Path) -> None:
+    from viv1t.attention_rollout import attention_rollout
+    from viv1t.export.graph import check_known
+
+    model = viv1t.load_model(copy)
+    with pytest.raises(ConfigError, match="padded frames, registers, rotary positions, causal attention cannot be exp"):
+        check_known(model)
+    zeros = torch.zeros(2, 60)
+    with pytest.raises(ConfigError, match="attention rollout does not know causal attention"):
+        attention_rollout(model, torch.zeros(1, 60, 16, 28), zeros, zeros, "A")
+
+
 def test_a_wrapped_state_is_one_clear_error(copy: Path) -> None:
     state = torch.load(copy / "ckpt" / "model.pt", weights_only=True)
     torch.save({"epoch": 1, "model": state}, copy / "ckpt" / "model.pt")

@@ -105,6 +105,21 @@ def test_mice_share_the_core_until_their_inputs_differ(small: ViV1T) -> None:
         assert distance(steps, whole(small, mouse, video, state, pupil)) < 1e-5
 
 
+def test_a_frame_costs_a_frame(small: ViV1T) -> None:
+    stream, seen = Stream(small, ["A"]), []
+    core: Any = small.core
+    hooks = [
+        core.spatial.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(("spatial", args[0].shape[0]))),
+        core.temporal.blocks[0].fused_linear.register_forward_pre_hook(
+            lambda _, args: seen.append(("temporal", args[0].shape[1]))
+        ),
+    ]
+    stream.push(*movie(small, 100))
+    for hook in hooks:
+        hook.remove()
+    assert seen == [("spatial", 1), ("temporal", 1)] * 100  # one frame, and one new token of each patch
+
+
 def test_a_model_that_is_not_causal_is_refused() -> None:
     required()
     reasons = {

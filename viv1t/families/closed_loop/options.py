@@ -275,7 +275,7 @@ ELSEWHERE = {
     "core": ("linear", "v1t", "gru_baseline", "random", "large_random", "bvivit"),
     "readout": ("factorized", "conv", "linear", "depth-gaussian", "attention", "random"),
 }
-SELECTORS = {"core": CORES, "readout": READOUTS, "output_mode": OUTPUTS}
+SELECTORS: dict[str, Mapping[Any, Any]] = {"core": CORES, "readout": READOUTS, "output_mode": OUTPUTS}
 # What published `args.yaml` files hold besides options: derived facts.
 DERIVED = (
     "input_shapes", "output_shapes", "max_frame", "neuron_idx", "train_sizes", "trainable_params", "git_hash",
@@ -367,7 +367,7 @@ class ClosedLoopConfig:
         output = options.get("output_mode", 1)
         if isinstance(output, int) and not isinstance(output, bool):
             output = OUTPUTS.get(output, output)
-        return cls(*parts, output=output)  # type: ignore[arg-type]
+        return cls(*parts, output=output)  # type: ignore[arg-type, misc]
 
     @classmethod
     def from_published(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:

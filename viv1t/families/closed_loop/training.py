@@ -53,7 +53,7 @@ def published_order(model: ViV1T) -> list[nn.Parameter]:
     """
     ordered: list[nn.Parameter] = []
 
-    def add(*modules: nn.Module | nn.Parameter | None) -> None:
+    def add(*modules: Any) -> None:
         for module in modules:
             if isinstance(module, nn.Parameter):
                 ordered.append(module)
