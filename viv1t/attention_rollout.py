@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_cente
             block_inputs(core.temporal) as temporal_inputs,
         ):
             maps = model.core_output(video.to(device), mouse_id, behavior.to(device), pupil_center.to(device))
-        heads = max([int(block.heads) for t in (core.spatial, core.temporal) for block in t.blocks], default=1)
+        blocks: list[Any] = [*core.spatial.blocks, *core.temporal.blocks]
+        heads = max((block.heads for block in blocks), default=1)
         frames, patches = maps.shape[2], maps.shape[3] * maps.shape[4]
         received = torch.cat(
             [flow.mean(dim=1) for flow in _flows(core.spatial, spatial_inputs, frames, patches, heads)]
