@@ -2,7 +2,8 @@
 
 It follows the identity in `reference.py`; what is left is one product with the video's patches, forward and
 for the weight's gradient. GPUs run Triton kernels for it (`triton.py`), everything else a 3-D
-convolution. Kept for the backward are the arguments and one number per patch.
+convolution. Kept for the backward are the arguments and one number per patch; where the video or the state has a
+gradient, the result too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.grad import conv1d_weight
 
 from ..common.dispatch import takes_kernels
 from . import cpu, reference
+from .inputs import input_gradients
 
 
 def _implementation(weight: Tensor, products: torch.dtype, size: Sequence[int], stride: Sequence[int]) -> ModuleType:
@@ -56,8 +58,6 @@ def patch_embed(
         (B, t, Ph, Pw, D) in the dtype of `weight`.
     """
     arguments = (video, state, norm_weight, norm_bias, weight, bias, list(size), list(stride), eps)
-    if torch.is_grad_enabled() and (video.requires_grad or (state is not None and state.requires_grad)):
-        return reference.patch_embed(*arguments)
     device = video.device.type
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return _forward(*arguments, products)[0]
@@ -158,16 +158,54 @@ def _(
     return weight.new_empty(values), weight.new_empty(values), weight.new_empty(depth, values), weight.new_empty(depth)
 
 
+@torch.library.custom_op("viv1t::patch_embed_input_backward", mutates_args=())
+def _input_backward(
+    grad: Tensor,
+    y: Tensor,
+    video: Tensor,
+    state: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    rstd: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    products: torch.dtype,
+) -> list[Tensor]:
+    """Gradients of the video, and of the state if there is one."""
+    with torch.autocast(video.device.type, enabled=False):
+        kernel, offset = reference.fold(norm_weight, norm_bias, weight, bias)
+        kernel = kernel.unflatten(1, (-1, *size))
+        wide = weight.dtype
+        given = reference.centred(video.to(wide), None if state is None else state.to(wide))
+        of_video, of_state = input_gradients(grad, y, *given, kernel, offset, rstd, size, stride, products)
+        found = [of_video.to(video.dtype).contiguous()]
+        return found if state is None or of_state is None else [*found, of_state.to(state.dtype).contiguous()]
+
+
+@_input_backward.register_fake
+def _(grad: Tensor, y: Tensor, video: Tensor, state: Tensor | None, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (video, state) if x is not None]
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    video, state, norm_weight, norm_bias, weight, _, *ctx.geometry, _, ctx.products = inputs
-    ctx.save_for_backward(video, state, norm_weight, norm_bias, weight, output[1])
+    video, state, norm_weight, norm_bias, weight, bias, *ctx.geometry, _, ctx.products = inputs
+    y = output[0] if any(ctx.needs_input_grad[:2]) else None
+    ctx.save_for_backward(video, state, norm_weight, norm_bias, weight, bias, output[1], y)
     ctx.mark_non_differentiable(output[1])
 
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if any(ctx.needs_input_grad[:2]):
-        raise RuntimeError("viv1t::patch_embed has no gradient of its inputs; call `patch_embed`, which chooses")
-    return None, None, *_backward(grad, *ctx.saved_tensors, *ctx.geometry, ctx.products), *(None,) * 4
+    *arguments, bias, rstd, y = ctx.saved_tensors
+    of_inputs: list[Tensor | None] = [None, None]
+    of_parameters: tuple[Tensor | None, ...] = (None,) * 4
+    if y is not None:
+        found = _input_backward(grad, y, *arguments, bias, rstd, *ctx.geometry, ctx.products)
+        of_inputs[: len(found)] = found
+    if any(ctx.needs_input_grad[2:6]):
+        of_parameters = _backward(grad, *arguments, rstd, *ctx.geometry, ctx.products)
+    return *of_inputs, *of_parameters, *(None,) * 4
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -37,18 +37,24 @@ def _window_sums(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tenso
     return x
 
 
+def window_totals(
+    video: Tensor, state: Tensor | None, size: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Sums of every patch's values, and of their squares, (B, 1, t, Ph, Pw) each."""
+    total, squares = _window_sums(video, size, stride), _window_sums(video.square(), size, stride)
+    if state is not None:
+        windows, pixels = state.unfold(2, size[0], stride[0]), size[1] * size[2]
+        total = total + pixels * windows.sum(dim=(1, 3))[:, None, :, None, None]
+        squares = squares + pixels * windows.square().sum(dim=(1, 3))[:, None, :, None, None]
+    return total, squares
+
+
 def inverse_deviations(
     video: Tensor, state: Tensor | None, size: Sequence[int], stride: Sequence[int], eps: float
 ) -> Tensor:
     """1 / sqrt(var + eps) of every patch, (B, 1, t, Ph, Pw), of `centred` inputs."""
-    total, squares = _window_sums(video, size, stride), _window_sums(video.square(), size, stride)
-    channels, pixels = 1, size[1] * size[2]
-    if state is not None:
-        windows = state.unfold(2, size[0], stride[0])
-        total = total + pixels * windows.sum(dim=(1, 3))[:, None, :, None, None]
-        squares = squares + pixels * windows.square().sum(dim=(1, 3))[:, None, :, None, None]
-        channels += state.shape[1]
-    count = channels * size[0] * pixels
+    total, squares = window_totals(video, state, size, stride)
+    count = (1 if state is None else 1 + state.shape[1]) * size[0] * size[1] * size[2]
     return ((squares / count - (total / count).square()).clamp_min(0) + eps).rsqrt()
 
 

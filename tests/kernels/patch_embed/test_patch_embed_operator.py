@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from patches import Size3, embedded, written_out
+from patches import Size3, embedded, largest_allocation, written_out
 from torch import Tensor
-from viv1t.kernels.patch_embed import patch_embed
+from viv1t.kernels.patch_embed import cpu, patch_embed
 from viv1t.kernels.patch_embed.reference import patch_convolution
 from viv1t.kernels.patch_embed.reference import patch_embed as definition
 
@@ -80,13 +80,57 @@ def test_opcheck(channels: int) -> None:
     torch.library.opcheck(torch.ops.viv1t.patch_embed.default, (transposed, *arguments[1:]))
 
 
-def test_the_operator_itself_refuses_gradients_of_the_video() -> None:
-    inputs, size, stride = drawn("strides", 0)
-    assert inputs[0] is not None
-    inputs[0].requires_grad_()
-    y, _ = torch.ops.viv1t.patch_embed(*inputs, list(size), list(stride), 1e-5, torch.float64)
-    with pytest.raises(RuntimeError, match="no gradient of its inputs"):
-        y.sum().backward()
+@pytest.mark.parametrize("channels", [0, 2])
+def test_opcheck_with_gradients_of_the_inputs(channels: int) -> None:
+    inputs, size, stride = drawn("strides", channels)
+    leaves = [None if x is None else x.requires_grad_() for x in inputs]
+    torch.library.opcheck(torch.ops.viv1t.patch_embed.default, (*leaves, list(size), list(stride), 1e-5, torch.float64))
+
+
+def test_a_movie_s_gradient_computes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a trained model, whose parameters stay as they are."""
+
+    def no_gradient(*_: Any) -> None:
+        raise AssertionError("gradients of parameters that need none")
+
+    inputs, size, stride = drawn("published", 4)
+    video = inputs[0]
+    assert video is not None
+    video.requires_grad_()
+    y = patch_embed(*inputs, size, stride)  # type: ignore[arg-type]
+    expected = torch.autograd.grad(definition(*inputs, size, stride).square().sum(), video)[0]  # type: ignore[arg-type]
+    monkeypatch.setattr(cpu, "project_backward", no_gradient)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), video)[0], expected)
+
+
+def test_the_movie_s_gradient_writes_no_patches_out() -> None:
+    """The largest allocation is that of a few results or videos; patches written out are 600 times the video."""
+    video = torch.randn(1, 1, 24, 30, 40, requires_grad=True)
+    values, size, stride = 13 * 49, (13, 7, 7), (1, 1, 1)
+    parameters = torch.ones(values), torch.zeros(values), torch.randn(8, values), torch.zeros(8)
+
+    def work() -> None:
+        y = patch_embed(video, None, *parameters, size, stride)
+        torch.autograd.grad(y, video, torch.ones_like(y))
+
+    result = 12 * 24 * 34 * 8
+    assert largest_allocation(work) < 4 * 4 * result < video.numel() * values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_movie_s_gradient_in_lower_precision(dtype: torch.dtype) -> None:
+    inputs, size, stride = drawn("published", 4)
+    leaves = [x.float().requires_grad_() for x in inputs[:2] if x is not None]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    rest = [x for x in inputs[2:] if x is not None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours = patch_embed(*leaves, *(x.float() for x in rest), size, stride)
+    theirs = definition(*exact, *rest, size, stride)
+    weigh = torch.randn_like(theirs)
+    found = torch.autograd.grad((ours * weigh.float()).sum(), leaves)
+    for a, b in zip(found, torch.autograd.grad((theirs * weigh).sum(), exact), strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < (2e-2 if dtype == torch.bfloat16 else 2e-5) * b.norm()
 
 
 def test_compiled_without_graph_breaks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +177,14 @@ def test_offsets_of_the_movie_do_not_cancel_in_float32(offset: float) -> None:
 
 @pytest.mark.parametrize("function", [patch_embed, definition])
 def test_a_constant_movie_gives_finite_tokens_and_gradients(function: Any) -> None:
-    video = torch.full((1, 1, 5, 8, 8), 0.3, requires_grad=function is definition)
+    video = torch.full((1, 1, 5, 8, 8), 0.3, requires_grad=True)
     values = 3 * 16
     weight = torch.randn(4, values, requires_grad=True)
     y = function(video, None, torch.ones(values), torch.zeros(values), weight, torch.zeros(4), (3, 4, 4), (1, 2, 2))
     y.sum().backward()
     torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=1e-3)
-    assert video.grad is None or video.grad.isfinite().all()
+    assert video.grad is not None
+    assert video.grad.isfinite().all()
     assert weight.grad is not None
     assert weight.grad.isfinite().all()
 
