@@ -112,6 +112,7 @@ def normalise_backward(grad: Tensor, n: Normalised) -> tuple[Tensor, list[Tensor
             grad, x, n.norm.weight.shape, *n.kept, weight, bias, [True, True, bias is not None]
         )
     else:
+        assert weight is not None
         (kept,) = n.kept
         above = grad * weight
         width = grad.shape[-1]

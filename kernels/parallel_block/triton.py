@@ -47,7 +47,7 @@ class _Block:
         low, self.mlp, self.activation = settings.dtype, weights.mlp, settings.activation
         self.shape, self.depth, self.dtype = x.shape[:2], x.shape[2], low
         self.tokens, self.length, self.eps, self.seed = x.shape[0] * x.shape[1], x.shape[1], settings.eps, seed
-        norm, *norms = norms_of(weights, settings)
+        norm, q_norm, k_norm = norms_of(weights, settings)
         self.norm, self.kind = [None if p is None else p.contiguous() for p in norm[:3]], norm.kind
         self.x = x.contiguous()
         self.packed_in, self.ff_in = weights.fused.to(low).contiguous().split((3 * weights.inner, weights.widths[3]))
@@ -56,18 +56,12 @@ class _Block:
         self.path_numbers = drop_threshold(settings.drop_path), keep_scale(settings.drop_path)
         self.ff = drop_threshold(settings.ff_dropout), keep_scale(settings.ff_dropout), bool(settings.ff_dropout)
         # Without norms after it, the projection is turned where it lies; its gradient is turned back.
-        self.turned = rotary if norms == [None, None] else None
+        self.turned = rotary if q_norm is None and k_norm is None else None
         rate, head_dim = settings.attention_dropout, weights.inner // settings.heads
         self.settings = Settings(
-            settings.heads,
-            head_dim,
-            settings.scale,
-            settings.causal,
-            rate,
-            seed if rate else None,
-            *norms,
+            settings.heads, head_dim, settings.scale, settings.causal, rate, seed if rate else None, q_norm, k_norm,
             None if self.turned else rotary,
-        )
+        )  # fmt: skip
 
     def tile(self, kernel: str) -> Tile:
         return tiles.parallel_block(kernel, self.depth, self.dtype, self.activation)
