@@ -311,6 +311,8 @@ def check_same_core(
     """Raises a ConfigError where the core of the run `other`, in `folder`, would compute something else as `core`."""
     if core.name != other.name:
         raise ConfigError(f"--pretrain_core {folder} has the core {other.name}: give --core {other.name}")
+    if type(core) is not type(other):
+        raise ConfigError(f"--pretrain_core {folder} has a core {other.name} of another family of models")
     wanted = []
     core, other = (replace(c, grid=c.grid or "published") if isinstance(c, VivitConfig) else c for c in (core, other))
     for f in dataclasses.fields(core):

@@ -49,7 +49,12 @@ def opened_subjects(
         ConfigError: the runs were trained on differently transformed data, or statistics do not serve their transform.
         DataError: a mouse is in none of the files, is another than the model's, or there is nothing to read.
     """
-    config = data_config(folders, data, mice)
+    config, family = data_config(folders, data, mice), folders[0].family()
+    if not family.from_statistics and (statistics or (data is None and folders[0].recorded() is not None)):
+        raise ConfigError(
+            f"{folders[0].path} is of the family of {family.name}, whose transforms are made of recordings alone here: "
+            "leave out --statistics and give --data"
+        )
     if statistics:
         files = [Path(file) for file in statistics]
         yield {mouse: _from_files(files, models, mouse, config) for mouse in mice}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
 from viv1t.config import RunConfig
 from viv1t.effects import check_effects
-from viv1t.errors import missing_folder
+from viv1t.errors import ConfigError, missing_folder
 
 if TYPE_CHECKING:
     from viv1t.train.trainer import Trainer
@@ -27,6 +28,25 @@ def run(config: RunConfig) -> tuple[Trainer, Validation]:
     return trained(config)
 
 
+def _check_family(words: Sequence[str], known: Container[str]) -> None:
+    """Raises a ConfigError where options not `known` are of a family that is not trained here, or are mixed."""
+    options: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            flag, _, value = word[2:].partition("=")
+            options[flag] = value or following
+    if all(f"--{flag}" in known for flag in options):
+        return
+    from viv1t.families.known import family_of, signs  # brings PyTorch, long to import
+
+    family = family_of(options)
+    if not family.trained_here:
+        raise ConfigError(
+            f"{', '.join(signs(options, family)[:5])}: options of the models of {family.name}, which are loaded, "
+            "evaluated, predicted and streamed here, but not trained yet"
+        )
+
+
 def _work(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="viv1t-train",
@@ -38,6 +58,7 @@ def _work(argv: Sequence[str] | None) -> int:
         "--demo", action="store_true", help="make synthetic mice, train a small model on them and report"
     )
     add_run_options(parser)
+    _check_family(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
     given = vars(parser.parse_args(argv))
     demo, file = given.pop("demo"), given.pop("config")
     options = (read_config_file(file) if file else {}) | given

@@ -38,6 +38,8 @@ class Family:
         open_recordings: the recordings of a data configuration, of the run's seed.
         scorer: makes what takes a mouse's predictions and responses, and gives the family's own scores, which its run
             folders hold; None where those of every family are all it has.
+        from_statistics: whether films are predicted from statistics alone, without the recordings.
+        trained_here: whether `viv1t-train` trains it.
         remarks: what is worth saying about a configuration when it is loaded.
         build_model: a model from a configuration, its mice and the frame size.
         from_published: our state from a published one and the name of its file; raises a CheckpointError.
@@ -59,4 +61,6 @@ class Family:
     reading: Callable[[Any, str | None, Sequence[str]], Any]
     open_recordings: Callable[..., Recordings]
     scorer: Callable[[], Scorer] | None = None
+    from_statistics: bool = True
+    trained_here: bool = True
     remarks: Callable[[Any], list[str]] = lambda config: []

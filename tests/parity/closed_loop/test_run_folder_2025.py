@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import viv1t
 from viv1t.errors import CheckpointError, ConfigError
+from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.families.known import FAMILIES, family_of
 from viv1t.train.run_folder import RunFolder, save_published
 
@@ -113,6 +114,46 @@ def test_what_is_not_written_yet_is_refused_with_its_reason(copy: Path, tmp_path
     zeros = torch.zeros(2, 60)
     with pytest.raises(ConfigError, match="attention rollout does not know causal attention"):
         attention_rollout(model, torch.zeros(1, 60, 16, 28), zeros, zeros, "A")
+
+
+PUBLISHED_COMMAND = (
+    "--data_dir=data/ --output_dir=runs/001_viv1t --core=vivit --core_behavior_mode=2 --core_use_causal_attention "
+    "--core_parallel_attention --readout=gaussian --output_mode=1 --schedule_free --compile --batch_size=1 "
+    "--wandb=vivit --clear_output_dir"
+)
+
+
+def test_the_published_command_is_understood_and_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from viv1t.cli.train import main
+
+    words = dict(word[2:].partition("=")[::2] for word in PUBLISHED_COMMAND.split())
+    options = {flag: int(value) if value.isdigit() else value or True for flag, value in words.items()}
+    config = ClosedLoopConfig.from_options(options)
+    assert (config.core.causal, config.optimizer.schedule_free, config.data.path) == (True, True, "data/")
+    assert (config.core.spatial_depth, config.output, config.optimizer.clip_grad) == (14, "elu", -1)
+    assert main(PUBLISHED_COMMAND.split()) == 2
+    assert "--compile" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+    assert "options of the models of 2025, which are loaded, evaluated, predicted and streamed here, but not" in said
+    assert main(["--schedule_free", "--ds_mode", "0"]) == 2
+    assert "2023 has --ds_mode; 2025 has --schedule_free" in capsys.readouterr().err
+
+
+def test_a_core_of_the_other_family_is_no_start(copy: Path) -> None:
+    from viv1t.config import VivitConfig, check_same_core
+
+    with pytest.raises(ConfigError, match="has a core vivit of another family of models"):
+        check_same_core(VivitConfig(), RunFolder(copy).config().core, "folder")
+
+
+def test_films_are_not_predicted_from_statistics_with_another_transform(tmp_path: Path) -> None:
+    from viv1t.sources import opened_subjects
+    from viv1t.train.ensemble import load_models
+
+    folders = [RunFolder(required() / "run" / "run")]
+    models, mice = load_models(folders, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"leave out --statistics and give --data"):
+        opened_subjects(folders, models, mice, None, [str(tmp_path)]).__enter__()
 
 
 def test_a_wrapped_state_is_one_clear_error(copy: Path) -> None:

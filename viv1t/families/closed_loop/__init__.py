@@ -66,4 +66,6 @@ CLOSED_LOOP = Family(
     reading=_reading,
     open_recordings=open_recordings,
     scorer=VideoScores,
+    from_statistics=False,
+    trained_here=False,
 )
