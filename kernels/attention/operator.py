@@ -110,7 +110,9 @@ def _settings(
     head_dim: int, scale: float, causal: bool, dropout: float, norm_kind: str, norm_eps: float,
 ) -> Settings:  # fmt: skip
     """The operator's arguments as implementations take them."""
-    q_norm, k_norm = (norm_of(*norms[i : i + 3], norm_kind, norm_eps) for i in (0, 3))  # type: ignore[arg-type,misc]
+    q_weight, q_bias, q_alpha, k_weight, k_bias, k_alpha = norms
+    q_norm = norm_of(q_weight, q_bias, q_alpha, norm_kind, norm_eps)
+    k_norm = norm_of(k_weight, k_bias, k_alpha, norm_kind, norm_eps)
     rotary = None if cos is None or sin is None else Rotary(cos, sin)
     return Settings(heads, head_dim, scale, causal, dropout, seed, q_norm, k_norm, rotary)
 

@@ -215,8 +215,8 @@ def backward(
     if norm.alpha is not None:
         found["norm_alpha"] = found["norm_alpha"].sum(0, keepdim=True)
     found |= {"fused": torch.cat((of_packed_in, of_ff_in)), "attention_out": of_attention_out, "ff_out": of_ff_out.t()}
-    given = {name: w for name, w in weights._asdict().items() if w is not None}
-    return [grad_x, *(found[name].to(w.dtype).contiguous() for name, w in given.items())]
+    named = {name: w for name, w in weights._asdict().items() if w is not None}
+    return [grad_x, *(found[name].to(w.dtype).contiguous() for name, w in named.items())]
 
 
 def variants() -> Iterator[Variant]:
