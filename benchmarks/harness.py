@@ -31,8 +31,8 @@ import torch
 from benchmarks.baseline.step import cuda_peak_added_bytes
 from benchmarks.figure import draw
 from benchmarks.parent import end_with_parent
-from viv1t.files import write_text
-from viv1t.memory import peak_added_bytes, total_bytes
+from viv1t.system.files import write_text
+from viv1t.system.memory import peak_added_bytes, total_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE: Mapping[str, Any] = {"name": "benchmarks/baseline"}

@@ -24,8 +24,8 @@ import pytest
 import viv1t
 from benchmarks.baseline.step import Prediction, TrainingStep
 from benchmarks.harness import BASELINE, Work, commit_facts, peak_bytes, torch_threads
-from viv1t.train.checkpoint import module_entries, write_checkpoint
-from viv1t.train.run_folder import RunFolder, save_published, shapes_of
+from viv1t.runs.checkpoint import module_entries, write_checkpoint
+from viv1t.runs.folder import RunFolder, save_published, shapes_of
 
 if TYPE_CHECKING:
     from benchmarks.workload import Size

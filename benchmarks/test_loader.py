@@ -26,15 +26,16 @@ import pytest
 from benchmarks.baseline.loader import SLOTS, DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
 from benchmarks.harness import Report, seconds, torch_threads
 from benchmarks.parent import end_with_parent
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings
+from viv1t.config.run import DataConfig
+from viv1t.data.mice import open_recording
 from viv1t.data.order import crop_start, training_order
-from viv1t.data.pack import pack
-from viv1t.data.reader import BatchPlan, Sample
+from viv1t.data.reading.reader import BatchPlan, Sample
+from viv1t.data.recordings import Recordings
 from viv1t.data.session import Session
 from viv1t.data.statistics import computed_statistics
+from viv1t.data.store.pack import pack
 from viv1t.data.transform import Transform
-from viv1t.memory import available_bytes
+from viv1t.system.memory import available_bytes
 
 SEED, EPOCH = 1, 0
 NEEDED_BYTES = 6e9  # two sets of recordings in the page cache, and the published way's processes
@@ -129,7 +130,7 @@ class Epoch:
             self.recordings = Recordings.open(size.config(folder / case), SEED)
             return
         place = folder / ("raw" if variant.startswith("published") else case)
-        sessions = {path.name: Session.open(path) for path in sorted(place.iterdir())}
+        sessions = {path.name: open_recording(path) for path in sorted(place.iterdir())}
         transforms = {
             mouse: Transform(mouse, "published", computed_statistics(session), 1.0, session.frame_size)
             for mouse, session in sessions.items()

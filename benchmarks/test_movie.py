@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from benchmarks.harness import DEVICE, Report, peak_bytes, seconds
-from viv1t.data import dali
-from viv1t.data.movie import Movie
-from viv1t.data.trial_video import read_array, write_trial
-from viv1t.data.video import probe
+from viv1t.data.formats.sensorium.trial_video import read_array, write_trial
+from viv1t.stimuli import dali
+from viv1t.stimuli.decode import probe
+from viv1t.stimuli.film import Movie
 
 av = pytest.importorskip("av", reason="needs viv1t[video]")
 

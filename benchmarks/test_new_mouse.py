@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Report, torch_threads
-from viv1t.config import RunConfig
-from viv1t.data.loader import Recordings
-from viv1t.data.synthetic import Size, synthesize
-from viv1t.memory import available_bytes
+from viv1t.config.run import RunConfig
+from viv1t.data.recordings import Recordings
+from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.model.twin import ViV1T
-from viv1t.train.checkpoint import module_entries, write_checkpoint
-from viv1t.train.run_folder import RunFolder, shapes_of
-from viv1t.train.trainer import Trainer, new_model
+from viv1t.runs.checkpoint import module_entries, write_checkpoint
+from viv1t.runs.folder import RunFolder, shapes_of
+from viv1t.system.memory import available_bytes
+from viv1t.training.trainer import Trainer, new_model
 
 THREADS = 2
 NEURONS, TRIALS = 8000, 2

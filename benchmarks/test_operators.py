@@ -24,9 +24,9 @@ from viv1t.kernels.readout.reference import readout as plain_readout
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
 from benchmarks.harness import DEVICE, Report, float32_products, peak_bytes, seconds
-from viv1t.config import VivitConfig
+from viv1t.config.run import VivitConfig
 from viv1t.families.sensorium2023.build import build_transformer
-from viv1t.memory import available_bytes
+from viv1t.system.memory import available_bytes
 
 THREADS = 2
 TRIALS, FRAMES_IN, FRAMES, FRAME_SIZE = 1, 140, 116, (36, 64)

@@ -12,8 +12,8 @@ from benchmarks.baseline.step import TrainingStep
 from benchmarks.harness import DEVICE, Report
 from benchmarks.published import Published
 from benchmarks.workload import MOUSE, TRAIN_TRIALS, InPrecision, Size, Subject, full_size
-from viv1t.train.optimizer import build_optimizer
-from viv1t.train.step import Step
+from viv1t.optim.parts import build_optimizer
+from viv1t.training.step import Step
 
 
 class EngineStep:

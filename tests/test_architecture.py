@@ -12,16 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    "types": 0, "errors": 0, "config": 0, "effects": 0, "files": 0, "safe_yaml": 0, "progress": 0, "memory": 0,
-    "inputs": 0, "windows": 0, "cores": 0,
-    "kernels": 0, "_prefetcher": 0,
-    "stimuli": 1, "data": 1, "prediction": 1, "onnx_model": 1,
-    "model": 2, "criterion": 2, "metrics": 2, "optim": 2,
-    "families": 3,
-    "train": 4, "scores": 4, "attention_rollout": 4,
-    "subject": 5, "stream": 5, "evaluate": 5, "predict": 6, "predict_onnx": 6, "export": 5, "plot": 5,
-    "predict_movie": 6, "response_files": 5, "sources": 6,
-    "predictor": 7, "lab": 7, "cli": 8,
+    "types": 0, "errors": 0, "inputs": 0, "system": 0, "kernels": 0, "_prefetcher": 0,
+    "config": 1, "stimuli": 1, "scoring": 1, "plot": 1, "onnx_model": 1,
+    "data": 2, "model": 3,
+    "optim": 4, "families": 5,
+    "runs": 6,
+    "training": 7, "export": 7, "stream": 7,
+    "prediction": 8, "report": 9, "lab": 9,
+    "recipes": 10,
+    "cli": 11,
 }  # fmt: skip
 
 
@@ -35,7 +34,11 @@ def room_of(path: Path) -> str:
 
 def imported_modules(path: Path, package: str) -> Iterator[str]:
     """Absolute names of everything a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    return imported_by(ast.parse(path.read_text(), str(path)), package)
+
+
+def imported_by(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,10 +66,56 @@ def test_a_room_imports_only_from_floors_below_or_its_own(path: Path) -> None:
         assert below, f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})"
 
 
-@pytest.mark.parametrize("room", ["model", "criterion"])
+@pytest.mark.parametrize("room", ["model", "scoring"])
 def test_data_and_model_meet_in_the_batch_alone(room: str) -> None:
     for path in (p for p in sources() if room_of(p) == room):
         assert "data" not in rooms_imported(path), f"{path.relative_to(ROOT)} imports viv1t.data"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def without_types(tree: ast.Module) -> ast.Module:
+    """A file's tree without what is imported for the type checker alone."""
+    checked = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    for node in checked:
+        node.body = [ast.Pass()]
+    return tree
+
+
+def circles(files: dict[str, Path]) -> list[tuple[str, ...]]:
+    """Groups of files that import each other, directly or through others."""
+    graph = {}
+    for name, path in files.items():
+        tree = without_types(ast.parse(path.read_text(), str(path)))
+        imported = set(imported_by(tree, ".".join(name.split(".")[:-1])))
+        graph[name] = {x for x in imported if x in files and x != name}
+    reached = {name: set(found) for name, found in graph.items()}
+    for middle in graph:  # Warshall
+        for name in graph:
+            if middle in reached[name]:
+                reached[name] |= reached[middle]
+    round_trips = [frozenset(y for y in reached[x] if x in reached[y]) for x in graph]
+    return sorted({tuple(sorted(group)) for group in round_trips if group})
+
+
+@pytest.mark.parametrize("folder", ["viv1t", "kernels", "benchmarks"])
+def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
+    # The front door gathers names of everything.
+    files = {module_of(p): p for p in (ROOT / folder).rglob("*.py") if p != ROOT / "viv1t" / "__init__.py"}
+    if folder == "kernels":
+        files = {f"viv1t.{name}": path for name, path in files.items()}
+    assert circles(files) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    for name, text in (("a", "from x import b"), ("b", "def f():\n    import x.c"), ("c", "from x.a import y")):
+        (tmp_path / f"{name}.py").write_text(text)
+    files = {f"x.{name}": tmp_path / f"{name}.py" for name in "abc"}
+    assert circles(files) == [("x.a", "x.b", "x.c")]
+    (tmp_path / "c.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from x.a import y")
+    assert circles(files) == []
 
 
 def test_kernels_import_nothing_of_ours() -> None:

@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from viv1t.attention_rollout import attention_rollout, attention_weights, block_inputs, spread_over_pixels
-from viv1t.config import RunConfig
+from viv1t.config.run import RunConfig
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.twin import Neurons, ViV1T
+from viv1t.prediction.attention_rollout import (
+    attention_rollout,
+    attention_weights,
+    block_inputs,
+    spread_over_pixels,
+)
 
 SMALL = {
     "ds_mode": 2, "transform_mode": 1, "core": "vivit", "readout": "gaussian2d", "output_dir": "run",
@@ -103,7 +108,7 @@ def test_rollout_is_the_product_of_the_blocks(options: dict[str, Any], monkeypat
 def test_groups_of_sequences_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(core_parallel_attention=True)
     whole = attention_rollout(model, *inputs(), "A")
-    monkeypatch.setattr("viv1t.attention_rollout._VALUES", 1)
+    monkeypatch.setattr("viv1t.prediction.attention_rollout._VALUES", 1)
     monkeypatch.setattr("viv1t.model.layers.transformer._GROUP_VALUES", 1)
     parts = attention_rollout(model, *inputs(), "A")
     np.testing.assert_allclose(parts.spatial, whole.spatial, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from golden_files import golden_folder
 
-from viv1t.config import (
+from viv1t.config.run import (
     DERIVED,
     INTEGER_SWITCHES,
     SELECTORS,

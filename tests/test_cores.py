@@ -10,8 +10,8 @@ import pytest
 import torch
 from test_memory import UNIFIED, VERSION_1, tree
 
-from viv1t import cores
-from viv1t.cores import keep_threads_within, usable_cores
+from viv1t.system import cores
+from viv1t.system.cores import keep_threads_within, usable_cores
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from viv1t.criterion import CRITERIA, EPS, criterion
 from viv1t.errors import ConfigError
+from viv1t.scoring.criterion import CRITERIA, EPS, criterion
 
 NAMES = list(CRITERIA)
 SUMMED = ("poisson", "mean_poisson", "mse", "logMSE")  # whose micro batches add up to the batch

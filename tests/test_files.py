@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from viv1t.files import replacing, write_text
+from viv1t.system.files import replacing, write_text
 
 
 def names(folder: Path) -> list[str]:

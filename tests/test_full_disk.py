@@ -18,10 +18,10 @@ import torch
 from full_disks import largest_file
 
 from viv1t.errors import DataError, WriteError
-from viv1t.files import advice, allocate, replacing, save_npy, write_text, writing
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.run_log import RunLog
-from viv1t.train.trackers import TensorBoard
+from viv1t.runs.folder import RunFolder
+from viv1t.system.files import advice, allocate, replacing, save_npy, write_text, writing
+from viv1t.training.log import RunLog
+from viv1t.training.trackers import TensorBoard
 
 WORDS = ("first", "second", "third")
 NUMBERS = np.random.default_rng(0).random(40_000)  # does not compress
@@ -48,7 +48,7 @@ def by_matplotlib(path: Path) -> None:
 
 def by_pyav(path: Path) -> None:
     pytest.importorskip("av")
-    from viv1t.data.trial_video import write_trial
+    from viv1t.data.formats.sensorium.trial_video import write_trial
 
     write_trial(path, np.random.default_rng(0).integers(0, 256, (20, 64, 64), np.uint8))
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from viv1t import memory
+from viv1t.system import memory
 
 MIB = 2**20
 UNLIMITED = 9223372036854771712  # of version 1

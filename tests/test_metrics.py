@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from viv1t.metrics import CorrelationAccumulator, correlation_to_average, poisson_loss, single_trial_correlation, sse
+from viv1t.scoring.correlation import (
+    CorrelationAccumulator,
+    correlation_to_average,
+    poisson_loss,
+    single_trial_correlation,
+    sse,
+)
 
 
 def _trials(lengths: list[int], neurons: int = 4, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:

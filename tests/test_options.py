@@ -12,9 +12,9 @@ import yaml
 
 from viv1t.cli import convert, data, evaluate, predict, train
 from viv1t.cli.options import Parser, add_run_options, plain_word, read_config_file, run_main
-from viv1t.config import INTEGER_SWITCHES, Options, RunConfig, VivitConfig
+from viv1t.config.run import INTEGER_SWITCHES, Options, RunConfig, VivitConfig
 from viv1t.errors import CheckpointError, ConfigError
-from viv1t.train.distributed import Ranks
+from viv1t.training.ranks import Ranks
 
 PUBLISHED = (
     "--data=data/sensorium --output_dir=runs/vivit/test --transform_mode=2 --crop_frame=140 --ds_mode=3 --core=vivit "

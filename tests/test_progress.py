@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from viv1t import progress
-from viv1t.progress import Progress, duration
+from viv1t.system import progress
+from viv1t.system.progress import Progress, duration
 
 
 class Clock:

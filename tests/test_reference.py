@@ -100,7 +100,10 @@ def test_a_model_that_predicts_otherwise_is_refused(checkout: Callable[[str], Ch
     [
         ("load = None", r"reference.py has no function load_model\(run_folder\)"),
         ("\nimport absent", r"reference.py failed with ModuleNotFoundError: .*'absent' \(reference.py, line 2\)"),
-        ("import viv1t.memory", r"reference.py failed with ModuleNotFoundError: No module named 'viv1t.memory' .*"),
+        (
+            "import viv1t.system.memory",
+            r"reference.py failed with ModuleNotFoundError: No module named 'viv1t.system.memory' .*",
+        ),
         ("def load_model(", r"reference.py failed with SyntaxError: .*\(reference.py, line 1\)"),
         (
             "def load_model(run):\n    raise ValueError('a\\nb')",
@@ -119,7 +122,7 @@ def test_faults_of_an_adapter_are_said_in_one_line(
 
 
 def test_our_own_package_is_no_reference(tmp_path: Path) -> None:
-    (tmp_path / "reference.py").write_text("from viv1t.train.run_folder import RunFolder")
+    (tmp_path / "reference.py").write_text("from viv1t.runs.folder import RunFolder")
     published = Checkout(tmp_path)
     with pytest.raises(pytest.fail.Exception, match=r"No module named 'viv1t.*' \(this repository's is no reference\)"):
         published.work(PublishedInference, TINY_STEP, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from viv1t.safe_yaml import MAX_VALUES, dump_yaml, read_yaml
+from viv1t.system.safe_yaml import MAX_VALUES, dump_yaml, read_yaml
 
 
 @pytest.fixture

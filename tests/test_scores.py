@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from viv1t.scores import EXPLAINABLE, Scores, ScoresAccumulator
+from viv1t.scoring.scores import EXPLAINABLE, Scores, ScoresAccumulator
 
 Trials = dict[int, tuple[np.ndarray, np.ndarray]]
 

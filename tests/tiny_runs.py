@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from viv1t.cli.train import run
-from viv1t.config import Options, RunConfig
-from viv1t.data.synthetic import Size, synthesize
-from viv1t.train import trainer as trainer_module
-from viv1t.train.trainer import Trainer
-from viv1t.train.validate import Validation
+from viv1t.config.run import Options, RunConfig
+from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.recipes.train import run
+from viv1t.training import trainer as trainer_module
+from viv1t.training.trainer import Trainer
+from viv1t.training.validate import Validation
 
 # Trials of 63 to 70 frames; the test tiers of F and G are withheld, those of A are not.
 SIZE = Size(neurons=6, frames=70, trials=4, evaluation=((1, 2), (1, 1), (0, 1), (1, 1), (0, 1)))

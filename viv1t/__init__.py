@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from viv1t.lab.lab import Lab as Lab
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
-    from viv1t.predictor import Predictor as Predictor
+    from viv1t.prediction.predictor import Predictor as Predictor
     from viv1t.stream import Stream as Stream
 
 # In an editable install the kernels live in another folder; this lets `viv1t.kernels` be found there.
@@ -27,7 +27,10 @@ __version__ = "0.1.0"
 
 
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
-_LAZY = {"Predictor": "viv1t.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream", "Lab": "viv1t.lab"}
+_LAZY = {
+    "Predictor": "viv1t.prediction.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream",
+    "Lab": "viv1t.lab",
+}  # fmt: skip
 
 
 def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> ViV1T:
@@ -44,7 +47,7 @@ def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> Vi
     Raises:
         viv1t.errors.CheckpointError: no run there, or its checkpoint is damaged or does not fit its options.
     """
-    from viv1t.train.run_folder import RunFolder
+    from viv1t.runs.folder import RunFolder
 
     return RunFolder(run_folder).load_model(device)
 

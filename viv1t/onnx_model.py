@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viv1t.cores import usable_cores
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.inputs import OVERSHOOT, as_inputs, check_levels
+from viv1t.system.cores import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -20,7 +20,7 @@ from viv1t.model.layers.blocks import ParallelBlock, split_heads
 from viv1t.model.layers.patches import embed_patches
 from viv1t.model.layers.transformer import Transformer
 from viv1t.model.twin import ViV1T
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.folder import RunFolder
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
 
 AFTER = ("overlap", "restart", "stop")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from viv1t.data.reader import BatchPlan, Sample
+from viv1t.data.reading.reader import BatchPlan, Sample
 from viv1t.data.session import VARIABLES, Place, Session
 from viv1t.data.transform import Affine, Transform
 

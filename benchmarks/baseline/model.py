@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline.core import Vivit
-from viv1t.config import RunConfig, VivitConfig
+from viv1t.config.run import RunConfig, VivitConfig
 
 
 class Gaussian2d(nn.Module):

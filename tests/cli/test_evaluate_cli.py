@@ -14,14 +14,14 @@ import yaml
 from tiny_runs import script_validation, train
 
 import viv1t
-from viv1t import evaluate as evaluate_module
 from viv1t.cli.evaluate import main
-from viv1t.data.loader import Recordings
-from viv1t.data.session import Session
-from viv1t.evaluate import AS_TRAINED, evaluate
-from viv1t.metrics import correlation_to_average, single_trial_correlation
-from viv1t.train.run_folder import RunFolder, save_published
-from viv1t.train.score_file import merged
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.prediction import evaluate as evaluate_module
+from viv1t.prediction.evaluate import AS_TRAINED, evaluate
+from viv1t.runs.folder import RunFolder, save_published
+from viv1t.runs.score_file import merged
+from viv1t.scoring.correlation import correlation_to_average, single_trial_correlation
 from viv1t.types import SENSORIUM_SESSIONS
 
 SKIP = 50
@@ -93,7 +93,7 @@ def test_all_metrics_on_both_windows_and_scales(
     views = ["last_249_scaled_by_frame", "last_250_scaled_by_frame", "last_249_scaled_by_neuron",
              "last_250_scaled_by_neuron"]  # fmt: skip
     assert list(scores["validation"]) == list(scores["train"]) == views
-    session = Session.open(mice / SENSORIUM_SESSIONS["F"])
+    session = open_recording(mice / SENSORIUM_SESSIONS["F"])
     predictions, scaled = predicted(runs / "one", mice, "F", "validation")
     recordings = Recordings.open(RunFolder(runs / "one").config().data, 1)
     unscaled: dict[str, list[np.ndarray]] = {"p": [], "r": []}
@@ -342,7 +342,7 @@ def test_neurons_are_scored_one_by_one(runs: Path, mice: Path) -> None:
     scores = evaluate([viv1t.load_model(runs / "one")], recordings, ["validation"])["validation"]
     recordings.close()
     by_neuron = scores.by_view[AS_TRAINED]["F"].single_trial
-    assert by_neuron.shape == (Session.open(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
+    assert by_neuron.shape == (open_recording(mice / SENSORIUM_SESSIONS["F"]).mouse.neurons,)
     assert scores.single_trial["F"] == pytest.approx(float(by_neuron.mean()))
 
 

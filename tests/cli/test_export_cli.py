@@ -17,11 +17,11 @@ from tiny_runs import script_validation, train
 import viv1t
 from viv1t.cli.export import main
 from viv1t.cli.predict import main as predict_main
-from viv1t.data.session import Session
+from viv1t.data.mice import open_recording
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.export import check, program
 from viv1t.onnx_model import OnnxModel
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -61,7 +61,7 @@ def failed(argv: list[Any], capsys: pytest.CaptureFixture[str], status: int, wor
 
 def test_the_file_describes_itself(raw: Path, run: Path, mice: Path) -> None:
     model = OnnxModel(raw)
-    session = Session.open(mice / F)
+    session = open_recording(mice / F)
     assert (model.mouse_id, model.session, model.frame_rate, model.frame_size) == ("F", F, 30.0, (36, 64))
     assert model.neuron_ids is not None
     assert model.neuron_ids.tolist() == session.mouse.unit_ids.tolist()
@@ -135,10 +135,10 @@ def test_parts_and_integers(
         OnnxModel(tmp_path / "core.onnx")
     readout = OnnxModel(tmp_path / "readout_F.onnx", threads=1)
     assert readout.metadata["precision"] == "int8"
-    session, trial = Session.open(mice / F), 0
+    session, trial = open_recording(mice / F), 0
     video, behavior, pupil = (session.read(v, trial)[None, ..., :60] for v in ("video", "behavior", "pupil_center"))
     found = readout.predict(video.transpose(0, 3, 1, 2)[:, None], behavior, pupil)
-    from viv1t.data.loader import Recordings
+    from viv1t.data.recordings import Recordings
 
     recordings = Recordings.open(RunFolder(convolutional).config().data, 1)
     recorded = {name: session.read(name, trial) for name in ("video", "response", "behavior", "pupil_center")}

@@ -19,13 +19,13 @@ from full_disks import largest_file
 
 import viv1t
 from viv1t.cli.predict import main
-from viv1t.data.loader import Recordings
-from viv1t.data.session import Session
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError, DataError
-from viv1t.prediction import TrialPrediction, write_parquet
-from viv1t.subject import Subject, SubjectModel
-from viv1t.train.ensemble import open_ensemble
-from viv1t.train.run_folder import RunFolder
+from viv1t.prediction.files import TrialPrediction, write_parquet
+from viv1t.prediction.subject import Subject, SubjectModel
+from viv1t.runs.ensemble import open_ensemble
+from viv1t.runs.folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS, Mouse
 
 F, G, A = (SENSORIUM_SESSIONS[m] for m in "FGA")
@@ -80,7 +80,7 @@ def test_units_of_the_recording(runs: Path, mice: Path, tmp_path: Path, capsys: 
     for units in ("scaled", "recorded"):
         ran([runs / "one", "--out", tmp_path / units, "--units", units, "--mouse_ids", "F"], capsys)
     recordings = Recordings.open(RunFolder(runs / "one").config().data, 1)
-    session = Session.open(mice / F)
+    session = open_recording(mice / F)
     for batch in recordings.trials("F", "validation"):
         trial, frames = batch.trial_ids[0], batch.video.shape[2]
         scaled, recorded = (np.load(tmp_path / u / F / "validation" / f"{trial}.npy") for u in ("scaled", "recorded"))
@@ -113,7 +113,7 @@ def test_the_challenges_files(runs: Path, mice: Path, tmp_path: Path, capsys: py
     frame = pandas.read_parquet(tmp_path / "sub" / name)
     assert list(frame.mouse) == [F, G]  # A is not one of the challenge's mice
     for row in frame.itertuples():
-        session = Session.open(mice / row.mouse)
+        session = open_recording(mice / row.mouse)
         assert row.trial_indices in session.trials("live_test_main")
         assert row.neuron_ids.dtype == np.uint32
         assert (row.neuron_ids == session.mouse.unit_ids).all()
@@ -189,7 +189,7 @@ def test_an_error_leaves_no_half_of_a_file(
     pytest.importorskip("pyarrow")
     for session in (F, G):
         shutil.copytree(mice / session, tmp_path / "data" / session)
-    damaged = Session.open(tmp_path / "data" / G)
+    damaged = open_recording(tmp_path / "data" / G)
     path = damaged.file("video", damaged.trials("validation")[-1])
     path.write_bytes(path.read_bytes()[:-100])
     words = [runs / "one", "--data", tmp_path / "data", "--out", tmp_path / "out", "--format", "parquet"]
@@ -259,7 +259,7 @@ def test_long_trials_are_predicted_whole_and_without_responses(
     runs: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(mice / F, tmp_path / "data" / F)
-    session = Session.open(tmp_path / "data" / F)
+    session = open_recording(tmp_path / "data" / F)
     long, short = session.trials("validation")[:2]
     for variable in ("video", "behavior", "pupil_center"):
         file = session.file(variable, long)
@@ -277,7 +277,7 @@ def test_long_trials_are_predicted_whole_and_without_responses(
     name = f"{F}/validation/{short}.npy"
     np.testing.assert_array_equal(np.load(tmp_path / "out" / name), np.load(tmp_path / "short" / name))
     # Its first window is as long as the crops of training, and predicted as a trial of its own.
-    session = Session.open(tmp_path / "data" / F)
+    session = open_recording(tmp_path / "data" / F)
     models, recordings = open_ensemble([str(runs / "one")], torch.device("cpu"), str(tmp_path / "data"), ["F"])
     video, *states = (session.read(v, long)[..., :40].astype(np.float32) for v in ("video", "behavior", "pupil_center"))
     window = SubjectModel(models, Subject.of(recordings, "F")).window(

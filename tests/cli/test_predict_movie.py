@@ -25,18 +25,18 @@ from tiny_runs import make_mice, script_validation, train
 import viv1t
 from viv1t.cli.data import main as data_main
 from viv1t.cli.predict import main
-from viv1t.data.loader import Recordings
-from viv1t.data.movie import Movie
-from viv1t.data.session import Session
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError, DataError
 from viv1t.model.twin import ViV1T
 from viv1t.plot.movie import MovieSummary, movie_responses, raster
-from viv1t.predict_movie import movie_windows, predict_movie
-from viv1t.subject import Subject, SubjectModel, fitting, known_frames, state_of
-from viv1t.train.ensemble import open_ensemble
-from viv1t.train.run_folder import RunFolder
+from viv1t.prediction.film import movie_windows, predict_movie
+from viv1t.prediction.subject import Subject, SubjectModel, fitting, known_frames, state_of
+from viv1t.prediction.windows import Joint, Windows, rhythm
+from viv1t.runs.ensemble import open_ensemble
+from viv1t.runs.folder import RunFolder
+from viv1t.stimuli.film import Movie
 from viv1t.types import SENSORIUM_SESSIONS
-from viv1t.windows import Joint, Windows, rhythm
 
 SIZE = (36, 64)
 
@@ -616,7 +616,7 @@ def test_the_published_metadata_folder_serves_as_statistics(
 ) -> None:
     published = elsewhere(run, tmp_path / "published", published=True)
     args = yaml.safe_load((published / "args.yaml").read_text())
-    session = Session.open(mice / SENSORIUM_SESSIONS["F"])
+    session = open_recording(mice / SENSORIUM_SESSIONS["F"])
     recorded = {
         v: np.concatenate([session.read(v, t)[..., : session.duration(t)] for t in session.trials("train")], -1)
         for v in ("video", "response", "behavior", "pupil_center")

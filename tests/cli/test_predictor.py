@@ -15,10 +15,10 @@ import torch
 from small_videos import moving_pattern, write_video
 
 import viv1t
-from viv1t.data.session import Session
+from viv1t.data.mice import open_recording
 from viv1t.errors import ConfigError
 from viv1t.model.twin import ViV1T
-from viv1t.predictor import Predictor
+from viv1t.prediction.predictor import Predictor
 from viv1t.types import SENSORIUM_SESSIONS
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -117,7 +117,7 @@ def test_a_predictor_takes_values_as_recorded(
     predictor: Predictor,
     model: ViV1T,
 ) -> None:
-    session = Session.open(mice / SENSORIUM_SESSIONS["F"])
+    session = open_recording(mice / SENSORIUM_SESSIONS["F"])
     trial = session.trials("validation")[0]
     frames = session.duration(trial)
     raw = {v: session.read(v, trial)[..., :frames] for v in ("video", "behavior", "pupil_center")}
@@ -142,8 +142,8 @@ def test_a_predictor_takes_values_as_recorded(
 
 
 def recordings_of(folder: Path) -> Any:
-    from viv1t.data.loader import Recordings
-    from viv1t.train.run_folder import RunFolder
+    from viv1t.data.recordings import Recordings
+    from viv1t.runs.folder import RunFolder
 
     return Recordings.open(RunFolder(folder).config().data, 1)
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import as_arguments, options
 
 from viv1t.cli.train import main
-from viv1t.plot.run import chosen_neurons
+from viv1t.report import chosen_neurons
 
 
 def drawn(mice: Path, run: Path, **changes: Any) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import as_arguments, options, script_validation
 
 from viv1t.cli.train import main
-from viv1t.train import trackers
+from viv1t.training import trackers
 
 
 def words(mice: Path, run: Path, **changes: Any) -> list[str]:

@@ -18,8 +18,9 @@ import torch
 from tiny_runs import as_arguments, metrics, options
 
 from viv1t.cli.train import main
+from viv1t.data.mice import open_recording
 from viv1t.data.session import Session
-from viv1t.train.step import Step
+from viv1t.training.step import Step
 from viv1t.types import SENSORIUM_SESSIONS
 
 
@@ -42,7 +43,7 @@ def mouse(mice: Path, tmp_path: Path) -> Session:
     """Mouse F in a folder of its own, to be damaged."""
     name = SENSORIUM_SESSIONS["F"]
     shutil.copytree(mice / name, tmp_path / "damaged" / name, ignore=shutil.ignore_patterns("truth", "viv1t_*"))
-    return Session.open(tmp_path / "damaged" / name, "F")
+    return open_recording(tmp_path / "damaged" / name, "F")
 
 
 # -- working --------------------------------------------------------------------------------------------------------
@@ -205,6 +206,7 @@ def test_output_dir_of_something_else(mice: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The data are not there either: nothing is read before this is known.
+    (tmp_path / "nowhere").mkdir()  # whose recordings are not looked at before the device
     line = failed(words(tmp_path / "nowhere", tmp_path / "run", device="cuda"), capsys, status=2)
     assert line == "viv1t-train: error: --device cuda is not available here; use cpu\n"
     line = failed(words(tmp_path / "nowhere", tmp_path / "run", cache_data="gpu", device="cuda"), capsys, status=2)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viv1t.config import DataConfig
-from viv1t.data.check import check_folder
-from viv1t.data.loader import Recordings
-from viv1t.data.pack import pack
-from viv1t.data.session import Session
-from viv1t.data.verify import verify
+from viv1t.config.run import DataConfig
+from viv1t.data.inspect.check import check_folder
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.data.store.pack import pack
+from viv1t.data.store.verify import verify
 from viv1t.errors import Viv1tError
 
 TIERS = ["train"] * 3 + ["oracle"] * 4 + ["live_test_main"] * 2
@@ -123,8 +123,8 @@ CASES: dict[str, tuple[Any, bool, str]] = {
 
 def trained(data: Path) -> None:
     """What training does with recordings before its first step, and the reading of every trial."""
-    from viv1t.config import VivitConfig
-    from viv1t.train.validate import check_recordings
+    from viv1t.config.run import VivitConfig
+    from viv1t.training.validate import check_recordings
 
     config = DataConfig(path=str(data), mice="all", transform="published", batch_size=2, crop_frame=40, num_workers=0)
     recordings = Recordings.open(config, seed=1)
@@ -162,7 +162,7 @@ def test_an_integer_movie_ends_with_the_arrays_beside_it(session: Path) -> None:
     arrays("videos", ALL, lambda a: a.astype(np.uint8))(session)
     arrays(KINDS[1:], range(2), put(np.s_[:, 57:], np.nan))(session)
     arrays("pupil_center", range(1), put(np.s_[:, 52:], np.nan))(session)
-    opened = Session.open(session)
+    opened = open_recording(session)
     assert [opened.duration(trial) for trial in (0, 1, 2)] == [52, 57, 60]
     assert opened.read("video", 0).shape == (6, 8, 60)
     findings = [str(f) for f in check_folder(session) if "no meta/statistics" not in f.what]
@@ -174,9 +174,9 @@ def test_an_integer_movie_ends_with_the_arrays_beside_it(session: Path) -> None:
 
 def test_a_neuron_without_numbers_does_not_end_a_trial(session: Path) -> None:
     arrays("responses", range(1), put(np.s_[0], np.nan))(session)
-    assert Session.open(session).duration(0) == 60
+    assert open_recording(session).duration(0) == 60
     arrays("responses", range(1), put(np.s_[:, 50:], np.nan))(session)
-    assert Session.open(session).duration(0) == 50
+    assert open_recording(session).duration(0) == 50
 
 
 @pytest.mark.parametrize("how", ["absent", "NaN"])
@@ -187,7 +187,7 @@ def test_withheld_responses_are_hidden_packed_and_not_trained_on(session: Path, 
         arrays("responses", TEST, lambda a: a * np.nan)(session)
     (packed,) = pack(session, tmp_path / "packed")
     assert [str(f) for f in verify(tmp_path / "packed")] == []
-    for opened in (Session.open(session), Session.open(packed.path)):
+    for opened in (open_recording(session), open_recording(packed.path)):
         assert opened.hidden("live_test_main")
         assert not opened.hidden("train")
         assert [opened.duration(trial) for trial in TEST] == [60, 60]

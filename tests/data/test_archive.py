@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from viv1t.data import archive
-from viv1t.data.archive import extract_session
-from viv1t.data.session import Session
+from viv1t.data.formats.sensorium import archive
+from viv1t.data.formats.sensorium.archive import extract_session
+from viv1t.data.mice import open_recording
 from viv1t.errors import DataError
 
 Make = Callable[..., Path]
@@ -47,13 +47,13 @@ def test_session_is_unpacked_beside_its_archive(make_session: Make, top: str, co
     assert unpacked == packed.with_suffix("")
     assert same(unpacked, original(packed))
     assert sorted(path.name for path in packed.parent.iterdir()) == ["mouse-1", "mouse-1.zip"]
-    assert Session.open(unpacked).mouse.neurons == 5
+    assert open_recording(unpacked).mouse.neurons == 5
 
 
 def test_session_opens_from_its_archive(make_session: Make) -> None:
     packed = pack(make_session(), "mouse-1/")
-    assert Session.open(packed.with_suffix("")).mouse.id == "mouse-1"
-    assert Session.open(packed).trials("train") == [0, 2, 4, 8, 9]
+    assert open_recording(packed.with_suffix("")).mouse.id == "mouse-1"
+    assert open_recording(packed).trials("train") == [0, 2, 4, 8, 9]
 
 
 def test_existing_folder_is_left_as_it_is(make_session: Make) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.data.check import SessionCheck, check_folder
-from viv1t.data.info import format_table, session_info, sessions_in
+from viv1t.data.inspect.check import SessionCheck, check_folder
+from viv1t.data.inspect.info import format_table, session_info, sessions_in
 
 N, H, W, FRAMES, T = 4, 6, 8, 70, 76
 TIERS = ["train"] * 4 + ["oracle"] * 2 + ["live_test_main"] * 2 + ["none"]
@@ -275,7 +275,7 @@ def test_mice_of_other_frames_are_named(session: Path, tmp_path: Path) -> None:
 def test_one_array_is_in_memory_at_a_time(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 
-    from viv1t.data import check
+    from viv1t.data.inspect import check
 
     alive: list[weakref.ref[np.ndarray]] = []
     read = check.read_array

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings
+from viv1t.config.run import DataConfig
 from viv1t.data.order import Cursor, order_digest, share
-from viv1t.data.pack import pack
+from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES
+from viv1t.data.store.pack import pack
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.types import Batch
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from small_videos import LOSSY, moving_pattern, write_video
 
-from viv1t.data import dali
-from viv1t.data.movie import Movie
-from viv1t.data.trial_video import read_array, write_trial
-from viv1t.data.video import probe
+from viv1t.data.formats.sensorium.trial_video import read_array, write_trial
 from viv1t.errors import ConfigError, DataError
+from viv1t.stimuli import dali
+from viv1t.stimuli.decode import probe
+from viv1t.stimuli.film import Movie
 
 if importlib.util.find_spec("nvidia.dali") is None:
     pytest.skip("DALI is not here: pip install 'viv1t[dali]'", allow_module_level=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from viv1t.data.frames import BACKGROUND, Resize, resample, resampled_length, tick
 from viv1t.errors import ConfigError
+from viv1t.stimuli.frames import BACKGROUND, Resize, resample, resampled_length, tick
 
 
 def area_means(image: np.ndarray, axis: int, start: float, stop: float, parts: int) -> np.ndarray:

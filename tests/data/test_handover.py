@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from viv1t.data import handover
-from viv1t.data.handover import Handover
+from viv1t.data.reading import handover
+from viv1t.data.reading.handover import Handover
 from viv1t.types import Batch
 
 CUDA = torch.device("cuda")

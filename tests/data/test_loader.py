@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings
+from viv1t.config.run import DataConfig
+from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import SENSORIUM_SESSIONS, Batch

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from small_videos import LOSSY, av, moving_pattern, write_video
 
-from viv1t.data.movie import Movie
-from viv1t.data.video import decode, probe
 from viv1t.errors import ConfigError, DataError
+from viv1t.stimuli.decode import decode, probe
+from viv1t.stimuli.film import Movie
 
 SIZE = (48, 64)
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from small_videos import av, moving_pattern, write_video
 
-from viv1t.data import dali
-from viv1t.data.container import Edit
-from viv1t.data.movie import Movie
-from viv1t.data.session import Session
-from viv1t.data.timeline import by_stamps, by_ticks, with_edits
-from viv1t.data.trial_video import array_header, read_array
-from viv1t.data.video import decode, probe
+from viv1t.data.formats.sensorium.trial_video import array_header, read_array
+from viv1t.data.mice import open_recording
 from viv1t.errors import DataError
+from viv1t.stimuli import dali
+from viv1t.stimuli.container import Edit
+from viv1t.stimuli.decode import decode, probe
+from viv1t.stimuli.film import Movie
+from viv1t.stimuli.timeline import by_stamps, by_ticks, with_edits
 
 SIZE = (48, 64)
 B_FRAMES = {"crf": "2", "preset": "medium", "bf": "2", "g": "12", "x264-params": "b-adapt=0"}
@@ -339,7 +339,7 @@ def test_trials_by_any_suffix_of_a_video(suffix: str, make_session: Callable[...
     videos = session / "data" / "videos"
     write_video(videos / f"0{container}", luma, codec).rename(videos / f"0{suffix}")
     (videos / "0.npy").unlink()
-    opened = Session.open(session)
+    opened = open_recording(session)
     assert opened.has_videos
     assert np.array_equal(opened.read("video", 0), np.moveaxis(luma, 0, -1))
 
@@ -352,7 +352,7 @@ def test_two_videos_of_one_trial_are_refused(other: str, make_session: Callable[
     for name in ("0.mp4", other):
         (videos / name).write_bytes(b"any")
     with pytest.raises(DataError, match=r"data/videos holds \S+ and \S+, both of trial 0; keep the one that was shown"):
-        Session.open(session)
+        open_recording(session)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_names_are_names_of_files(name: str, tmp_path: Path, monkeypatch: pytest
 def test_frames_of_another_size_are_refused_before_they_are_decoded(
     make_session: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from viv1t.data import trial_video
+    from viv1t.data.formats.sensorium import trial_video
 
     session = make_session(frames=20)
     videos = session / "data" / "videos"
@@ -387,7 +387,7 @@ def test_frames_of_another_size_are_refused_before_they_are_decoded(
     monkeypatch.setattr(trial_video, "decode", None)
     words = r"mouse mouse-1, trial 2: .*2\.mp4: expected 20 frames of 6 x 8 pixels, but found 20 frames of 1024 x 1024"
     with pytest.raises(DataError, match=words):
-        Session.open(session).read("video", 2)
+        open_recording(session).read("video", 2)
     monkeypatch.setattr(trial_video, "LARGEST_TRIAL", 19 << 20)
     with pytest.raises(DataError, match="20 frames of 1024 x 1024 pixels take more than 19 MiB; give the movie as the"):
         read_array(videos / "2.mp4")
@@ -397,7 +397,7 @@ def test_frames_of_another_size_are_refused_before_they_are_decoded(
 def test_frames_that_are_too_large_are_refused(
     codec: str, container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from viv1t.data import video
+    from viv1t.stimuli import decode as video
 
     path = write_video(tmp_path / f"film.{container}", moving_pattern(2, 96, 128), codec)
     assert Movie(path, SIZE).read().shape == (2, *SIZE)
@@ -408,7 +408,7 @@ def test_frames_that_are_too_large_are_refused(
 
 
 def test_films_of_days_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from viv1t.data import video
+    from viv1t.stimuli import decode as video
 
     path = write_video(tmp_path / "film.mkv", moving_pattern(3, *SIZE), milliseconds=[0, 3_500_000, 7_000_000])
     assert Movie(path, SIZE).frames > 200_000

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config import DataConfig
-from viv1t.data import pack as packing
-from viv1t.data.loader import Recordings
-from viv1t.data.pack import Packed, pack
-from viv1t.data.session import RawSession, Session
-from viv1t.data.verify import verify
+from viv1t.config.run import DataConfig
+from viv1t.data.formats.sensorium.session import RawSession
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.data.store import pack as packing
+from viv1t.data.store.pack import Packed, pack
+from viv1t.data.store.verify import verify
 from viv1t.errors import ConfigError, DataError
 
 Make = Callable[..., Path]
@@ -164,7 +165,7 @@ class TestRefusals:
             packed(data)
 
     def test_one_process_at_a_time(self, data: Path) -> None:
-        session = Session.open(data / "alpha")
+        session = open_recording(data / "alpha")
         out = data.parent / "out"
         with (
             packing._Packing(session, out, "float32", False)._alone(),

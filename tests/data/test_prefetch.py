@@ -13,10 +13,11 @@ import pytest
 import torch
 from growth import assert_no_growth, held
 
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings
-from viv1t.data.prefetch import Prefetcher
-from viv1t.data.reader import BatchPlan, PlainReader, Sample
+from viv1t.config.run import DataConfig
+from viv1t.data.mice import open_recording
+from viv1t.data.reading.prefetch import Prefetcher
+from viv1t.data.reading.reader import BatchPlan, PlainReader, Sample
+from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import compute_statistics
 from viv1t.data.transform import Transform
@@ -29,7 +30,7 @@ DURATIONS = (24, 24, 8, 24, 21, 24, 20, 24, 17, 24)
 
 
 def mouse(folder: Path, mode: str, center_crop: float = 1.0) -> tuple[dict[str, Session], dict[str, Transform]]:
-    session = Session.open(folder)
+    session = open_recording(folder)
     statistics = None if mode == "none" else compute_statistics(session, session.trials("train"))
     transform = Transform(session.mouse.id, mode, statistics, center_crop, session.frame_size)
     return {session.mouse.id: session}, {session.mouse.id: transform}

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from viv1t.cli.options import Parser, add_run_options
-from viv1t.config import DataConfig, RunConfig
-from viv1t.data import resident
-from viv1t.data.loader import Recordings
-from viv1t.data.pack import pack
-from viv1t.data.reader import BatchPlan, PlainReader, Sample
-from viv1t.data.resident import DeviceCache
+from viv1t.config.run import DataConfig, RunConfig
+from viv1t.data.mice import open_recording
+from viv1t.data.reading import resident
+from viv1t.data.reading.reader import BatchPlan, PlainReader, Sample
+from viv1t.data.reading.resident import DeviceCache
+from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import compute_statistics
+from viv1t.data.store.pack import pack
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import Batch
@@ -118,7 +119,7 @@ class TestCpu:
 
         monkeypatch.setattr(resident, "available_bytes", lambda: 4096)
         assert needed() == 0.0
-        original = Session.open(data / "alpha").duration(0)
+        original = open_recording(data / "alpha").duration(0)
         assert original == 24
         # As if there were a million times as many neurons.
         rows = Session.rows
@@ -137,7 +138,7 @@ class TestDevice:
 
     @staticmethod
     def held(data: Path, mode: str, center_crop: float, names: tuple[str, ...] = ("alpha", "beta")):  # type: ignore
-        sessions = {name: Session.open(data / name) for name in names}
+        sessions = {name: open_recording(data / name) for name in names}
         transforms = {}
         for name, session in sessions.items():
             statistics = None if mode == "none" else compute_statistics(session, session.trials("train"))

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from viv1t.config import DataConfig
-from viv1t.data.session import VARIABLES, Session, find_sessions
+from viv1t.config.run import DataConfig
+from viv1t.data.mice import find_sessions, open_recording
+from viv1t.data.session import VARIABLES
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import SENSORIUM_SESSIONS
 
@@ -24,7 +25,7 @@ def resave(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
 
 
 def test_tiers_trials_and_neurons(make_session: Make) -> None:
-    session = Session.open(make_session("my mouse.v2"))
+    session = open_recording(make_session("my mouse.v2"))
     assert session.mouse.id == session.mouse.session == "my mouse.v2"
     assert session.tiers[1] == "validation"
     assert session.trials("train") == [0, 2, 4, 8, 9]
@@ -37,15 +38,15 @@ def test_tiers_trials_and_neurons(make_session: Make) -> None:
 
 
 def test_published_sessions_have_letters(make_session: Make) -> None:
-    assert Session.open(make_session(SENSORIUM_SESSIONS["G"])).mouse.id == "G"
+    assert open_recording(make_session(SENSORIUM_SESSIONS["G"])).mouse.id == "G"
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "float16", "float32", "float64", ">f4", ">i2"])
 @pytest.mark.parametrize("fortran", [False, True])
 def test_every_type_and_order_reads_the_same(make_session: Make, kind: str, fortran: bool) -> None:
     durations = [20] * 10 if "f" in kind else None
-    session = Session.open(make_session(video_type=kind, fortran=fortran, durations=durations))
-    wanted = Session.open(make_session("reference", durations=durations))
+    session = open_recording(make_session(video_type=kind, fortran=fortran, durations=durations))
+    wanted = open_recording(make_session("reference", durations=durations))
     assert session.duration(2) == (20 if "f" in kind else 24)  # integers cannot be padded: the whole T
     for variable in VARIABLES:
         np.testing.assert_array_equal(session.read(variable, 2), wanted.read(variable, 2))
@@ -56,7 +57,7 @@ def test_trials_may_have_different_lengths(make_session: Make) -> None:
     path = make_session(durations=[24, 7, *[24] * 8])
     for kind in ("videos", "responses", "behavior", "pupil_center"):
         resave(path / "data" / kind / "4.npy", lambda a: np.concatenate([a, a], -1))
-    session = Session.open(path)
+    session = open_recording(path)
     assert [session.duration(trial) for trial in (0, 1, 4)] == [24, 7, 48]
     assert session.read("response", 4).shape == (5, 48)
 
@@ -64,12 +65,12 @@ def test_trials_may_have_different_lengths(make_session: Make) -> None:
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_bad_files_are_named(make_session: Make, variable: str) -> None:
     path = make_session()
-    file = Session.open(path).file(variable, 2)
+    file = open_recording(path).file(variable, 2)
     content = file.read_bytes()
 
     def refused(match: str) -> None:
         with pytest.raises(DataError, match=match) as error:
-            Session.open(path).read(variable, 2)
+            open_recording(path).read(variable, 2)
         assert all(word in str(error.value) for word in ("mouse mouse-1", "trial 2", str(file), "copy the file anew"))
 
     file.write_bytes(content[: len(content) // 2])
@@ -108,7 +109,7 @@ def test_wrong_number_of_neurons_says_so(make_session: Make) -> None:
     path = make_session()
     resave(path / "data" / "responses" / "0.npy", lambda a: a[:4])
     with pytest.raises(DataError, match=r"expected \(5, 24\) numbers \(5 neurons.*found \(4, 24\) float32"):
-        Session.open(path).read("response", 0)
+        open_recording(path).read("response", 0)
 
 
 def test_header_that_promises_too_much_allocates_nothing(make_session: Make) -> None:
@@ -117,12 +118,12 @@ def test_header_that_promises_too_much_allocates_nothing(make_session: Make) -> 
     with open(file, "wb") as out:
         np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)})
     with pytest.raises(DataError, match="truncated"):
-        Session.open(path).read("response", 0)
+        open_recording(path).read("response", 0)
 
 
 def test_movie_without_a_frame(make_session: Make) -> None:
     with pytest.raises(DataError, match="first frame is NaN"):
-        Session.open(make_session(durations=[0] * 10)).duration(0)
+        open_recording(make_session(durations=[0] * 10)).duration(0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_bad_meta_is_named(make_session: Make, file: str, value: np.ndarray | No
     else:
         np.save(target, value)
     with pytest.raises(DataError, match=match) as error:
-        Session.open(path)
+        open_recording(path)
     assert str(target) in str(error.value)
 
 
@@ -155,7 +156,7 @@ def test_tiers_as_bytes_and_unknown_tiers(make_session: Make, caplog: pytest.Log
     path = make_session()
     resave(path / "meta" / "trials" / "tiers.npy", lambda a: np.where(a == "none", "trian", a).astype(np.bytes_))
     with caplog.at_level(logging.WARNING, "viv1t"):
-        session = Session.open(path)
+        session = open_recording(path)
     assert session.trials("validation") == [1, 6]
     assert "trian" in caplog.text
 
@@ -168,7 +169,7 @@ def test_hidden_means_that_every_response_is_zero(make_session: Make) -> None:
 
     for trial in (0, 1, 2):
         resave(path / "data" / "responses" / f"{trial}.npy", silence)
-    session = Session.open(path)
+    session = open_recording(path)
     assert session.hidden("final_test_main")
     assert not session.hidden("live_test_main")  # one of its trials is there
     assert not session.hidden("train")
@@ -183,9 +184,9 @@ def test_repeats_group_the_same_movie(make_session: Make) -> None:
     resave(videos / "6.npy", lambda a: np.asfortranarray(np.concatenate([a, a[..., -1:]], -1)).astype(np.float64))
     for kind in ("responses", "behavior", "pupil_center"):
         resave(path / "data" / kind / "6.npy", lambda a: np.concatenate([a, a[..., -1:]], -1))
-    assert Session.open(path).repeats("validation") == [[0, 4], [1, 5, 6], [2], [3]]
+    assert open_recording(path).repeats("validation") == [[0, 4], [1, 5, 6], [2], [3]]
     resave(videos / "5.npy", lambda a: np.where(np.arange(a.shape[-1]) == 19, np.nan, a))  # a frame shorter
-    assert Session.open(path).repeats("validation") == [[0, 4], [1, 6], [2], [3], [5]]
+    assert open_recording(path).repeats("validation") == [[0, 4], [1, 6], [2], [3], [5]]
 
 
 class TestFindSessions:
@@ -236,4 +237,4 @@ class TestFindSessions:
         with pytest.raises(DataError, match="no recording session"):
             find_sessions(config(tmp_path))
         with pytest.raises(DataError, match="no such recording"):
-            Session.open(tmp_path / "nowhere")
+            open_recording(tmp_path / "nowhere")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from viv1t.data import statistics
+from viv1t.data.mice import open_recording
 from viv1t.data.session import FOLDERS, VARIABLES, Session
 from viv1t.data.statistics import (
     compute_statistics,
@@ -55,7 +56,7 @@ def test_statistics_of_trials_of_several_lengths(
     monkeypatch.setattr(statistics, "MEDIAN_BYTES", blocks)
     path = make_session(durations=DURATIONS)
     longer(path, 4)
-    session = Session.open(path)
+    session = open_recording(path)
     actual = compute_statistics(session, session.trials("train"))
     assert actual.counts.tolist() == [5] * 20 + [4] * 2 + [3] * 2 + [1] * 3 + [0] * 7
     for variable in VARIABLES:
@@ -72,7 +73,7 @@ def test_constant_values_have_exactly_no_deviation(make_session: Make) -> None:
     path = make_session()
     for trial in range(10):
         np.save(path / "data" / "behavior" / f"{trial}.npy", np.full((2, 24), 1e8 / 3))
-    session = Session.open(path)
+    session = open_recording(path)
     actual = compute_statistics(session, session.trials("train"))
     assert actual.time is not None
     assert not actual.trial["behavior"].std.any()
@@ -83,7 +84,7 @@ def test_no_cancellation_where_values_are_large(make_session: Make) -> None:
     path = make_session()
     for trial in range(10):
         np.save(path / "data" / "pupil_center" / f"{trial}.npy", np.full((2, 24), 1e7) + trial)
-    session = Session.open(path)
+    session = open_recording(path)
     deviation = np.std(session.trials("train"))
     actual = compute_statistics(session, session.trials("train"))
     assert actual.time is not None
@@ -92,8 +93,8 @@ def test_no_cancellation_where_values_are_large(make_session: Make) -> None:
 
 
 def test_memory_does_not_grow_with_trials(make_session: Make) -> None:
-    few = Session.open(make_session("few", tiers=["train"] * 3, neurons=200, frames=100))
-    many = Session.open(make_session("many", tiers=["train"] * 30, neurons=200, frames=100))
+    few = open_recording(make_session("few", tiers=["train"] * 3, neurons=200, frames=100))
+    many = open_recording(make_session("many", tiers=["train"] * 30, neurons=200, frames=100))
     peaks = []
     for session in (few, many):
         tracemalloc.start()
@@ -104,7 +105,7 @@ def test_memory_does_not_grow_with_trials(make_session: Make) -> None:
 
 
 def test_no_training_trial(make_session: Make) -> None:
-    session = Session.open(make_session(tiers=["oracle"] * 3))
+    session = open_recording(make_session(tiers=["oracle"] * 3))
     with pytest.raises(DataError, match=r"no trial of the tier train.*--stat_mode 0"):
         computed_statistics(session)
 
@@ -141,7 +142,7 @@ class TestProvided:
     def test_read(self, make_session: Make, shape: tuple[int, ...]) -> None:
         path = make_session()
         self.write(path, shape)
-        actual = provided_statistics(Session.open(path))
+        actual = provided_statistics(open_recording(path))
         assert actual.time is None
         assert actual.trial["response"].std.shape == shape
         assert actual.trial["behavior"].max[0, 0] == 3.5
@@ -149,10 +150,10 @@ class TestProvided:
     def test_missing_and_misshapen(self, make_session: Make) -> None:
         path = make_session()
         with pytest.raises(DataError, match=r"videos.*missing.*--stat_mode 1"):
-            provided_statistics(Session.open(path))
+            provided_statistics(open_recording(path))
         self.write(path, (4, 24))
         with pytest.raises(DataError, match=r"responses.*expected \(5, 'T'\), found \(4, 24\)"):
-            provided_statistics(Session.open(path))
+            provided_statistics(open_recording(path))
 
 
 class TestCache:
@@ -177,8 +178,8 @@ class TestCache:
         return path / "meta" / "viv1t_statistics.safetensors"
 
     def test_second_time_reads_the_same(self, path: Path, computed: list[int]) -> None:
-        first = computed_statistics(Session.open(path))
-        second = computed_statistics(Session.open(path))
+        first = computed_statistics(open_recording(path))
+        second = computed_statistics(open_recording(path))
         assert len(computed) == 1
         assert (first.trial_ids, first.counts.tolist()) == (second.trial_ids, second.counts.tolist())
         for family in ("trial", "time"):
@@ -193,34 +194,34 @@ class TestCache:
     def test_changed_recordings_are_computed_anew(
         self, path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         tiers = np.load(path / "meta" / "trials" / "tiers.npy")
         tiers[5] = "train"
         np.save(path / "meta" / "trials" / "tiers.npy", tiers)
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 2
         changed = path / "data" / "behavior" / "0.npy"
         os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 3
         monkeypatch.setattr(statistics, "VERSION", statistics.VERSION + 1)
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 4
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 4
 
     @pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
     def test_damaged_cache_is_computed_anew_with_a_warning(
         self, path: Path, computed: list[int], damage: bytes | None, caplog: pytest.LogCaptureFixture
     ) -> None:
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         cache = self.cache(path)
         cache.write_bytes(cache.read_bytes()[:-50] if damage is None else damage)
         with caplog.at_level(logging.WARNING, "viv1t"):
-            computed_statistics(Session.open(path))
+            computed_statistics(open_recording(path))
         assert len(computed) == 2
         assert "damaged cache" in caplog.text
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 2
 
     def test_unwritable_recordings_use_the_cache_folder(
@@ -234,8 +235,8 @@ class TestCache:
             save(target, *rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(statistics, "_save", refuse)
-        computed_statistics(Session.open(path))
-        computed_statistics(Session.open(path))
+        computed_statistics(open_recording(path))
+        computed_statistics(open_recording(path))
         assert len(computed) == 1
         assert [file.suffix for file in (cache_folder / "viv1t").iterdir()] == [".safetensors"]
         assert not self.cache(path).exists()
@@ -263,7 +264,7 @@ class TestCache:
                 monkeypatch.setenv("HOME", place)
             kept = folder / "cache" if home == "cache" else folder / "cache" / ".cache"
             with caplog.at_level(logging.WARNING, "viv1t"), ordinary_user():
-                assert computed_statistics(Session.open(session)).trial_ids == (0, 2, 4, 8, 9)
+                assert computed_statistics(open_recording(session)).trial_ids == (0, 2, 4, 8, 9)
             if home in ("cache", "home", "relative"):
                 assert [file.suffix for file in (kept / "viv1t").iterdir()] == [".safetensors"]
                 assert not caplog.text

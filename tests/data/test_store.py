@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config import DataConfig
-from viv1t.data.info import session_info
-from viv1t.data.loader import Recordings
-from viv1t.data.pack import Packed, pack
-from viv1t.data.session import VARIABLES, RawSession, Session
-from viv1t.data.stack import FILES
+from viv1t.config.run import DataConfig
+from viv1t.data.formats.sensorium.session import RawSession
+from viv1t.data.inspect.info import session_info
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.data.session import VARIABLES
 from viv1t.data.statistics import computed_statistics, medians, provided_statistics, statistics_tensors
-from viv1t.data.store import PackedSession, StoreDocument
-from viv1t.data.verify import verify
+from viv1t.data.store.pack import Packed, pack
+from viv1t.data.store.packed import PackedSession, StoreDocument
+from viv1t.data.store.stack import FILES
+from viv1t.data.store.verify import verify
 from viv1t.errors import DataError
 from viv1t.types import SENSORIUM_SESSIONS, Batch
 
@@ -43,7 +45,7 @@ def content(batch: Batch) -> tuple[object, ...]:
 
 def add_statistics(session: Path) -> None:
     """The statistics that recordings bring along, here of all trials."""
-    read = Session.open(session)
+    read = open_recording(session)
     for folder, variable in (("videos", "video"), ("responses", "response"), *((v, v) for v in VARIABLES[2:])):
         trials = [read.read(variable, trial).astype(np.float32) for trial in read.trials("train")]
         values = np.stack(trials)
@@ -106,7 +108,7 @@ class TestReading:
 
     def test_the_same_interface(self, data: Path) -> None:
         add_statistics(data / "alpha")
-        raw, store = Session.open(data / "alpha"), Session.open(packed(data)[0].path)
+        raw, store = open_recording(data / "alpha"), open_recording(packed(data)[0].path)
         assert isinstance(raw, RawSession)
         assert isinstance(store, PackedSession)
         assert store.mouse.id == raw.mouse.id == "alpha"
@@ -139,7 +141,7 @@ class TestReading:
             np.save(path / "data" / "videos" / f"{trial}.npy", array)
         silent = np.load(path / "data" / "responses" / "3.npy") * 0
         np.save(path / "data" / "responses" / "3.npy", silent)
-        raw, store = Session.open(path), Session.open(packed(path.parent)[0].path)
+        raw, store = open_recording(path), open_recording(packed(path.parent)[0].path)
         for tier in ("train", "validation", "live_test_main", "final_test_bonus", "final_test_main"):
             assert store.repeats(tier) == raw.repeats(tier)
             assert store.hidden(tier) == raw.hidden(tier)
@@ -230,7 +232,7 @@ class TestDamage:
     @pytest.mark.parametrize("variable", VARIABLES)
     def test_one_bit_is_found(self, data: Path, variable: str, capsys: pytest.CaptureFixture) -> None:
         path = packed(data)[0].path
-        size = Session.open(path).place(variable, 0).map().nbytes
+        size = open_recording(path).place(variable, 0).map().nbytes
         flip(path / FILES[variable], 128 + 5 * size + size // 2)
         assert main(["verify", str(path.parent), "--quiet"]) == 1
         out = capsys.readouterr().out.splitlines()
@@ -264,10 +266,10 @@ class TestDamage:
         assert "behavior.npy ends at another frame than store.json says" in found[2]
         (path / "store.json").write_text(text.replace('"version": 1', '"version": 2'))
         with pytest.raises(DataError, match="a store of version 2, but this release reads version 1"):
-            Session.open(path)
+            open_recording(path)
         (path / "store.json").write_text(text.replace('"trials": [0, 1', '"trials": [0, 0'))
         with pytest.raises(DataError, match=r"store\.json: damaged"):
-            Session.open(path)
+            open_recording(path)
 
     @pytest.mark.parametrize("how", ["missing", "truncated", "shape", "nan"])
     @pytest.mark.parametrize("workers", [0, 2])

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config import DataConfig
-from viv1t.data.check import check_folder
-from viv1t.data.pack import pack
-from viv1t.data.session import RawSession, Session, find_sessions
+from viv1t.config.run import DataConfig
+from viv1t.data.formats.sensorium.session import RawSession
+from viv1t.data.inspect.check import check_folder
+from viv1t.data.mice import find_sessions, open_recording
 from viv1t.data.statistics import computed_statistics
+from viv1t.data.store.pack import pack
 from viv1t.errors import DataError
 from viv1t.types import SENSORIUM_SESSIONS
 
@@ -54,7 +55,7 @@ class TestIdentity:
         stores = pack(data, tmp_path / "packed", ["mouseA", "mouseB"])
         assert [store.path.name for store in stores] == ["mouseA", "mouseB"]
         (data / "moved").symlink_to(tmp_path / "packed" / "mouseA")
-        assert Session.open(data / "moved").mouse.session == "moved"
+        assert open_recording(data / "moved").mouse.session == "moved"
         # One cache serves every name of the same files.
         before = computed_statistics(sessions["mouseA"])
         cache = data / "mouseA" / "meta" / "viv1t_statistics.safetensors"
@@ -64,7 +65,7 @@ class TestIdentity:
 
     def test_the_current_folder_has_a_name(self, make_session: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(make_session("mouse-7"))
-        assert Session.open(Path()).mouse.id == "mouse-7"
+        assert open_recording(Path()).mouse.id == "mouse-7"
 
     def test_two_entries_of_one_mouse_are_refused(self, tmp_path: Path, make_session: Make) -> None:
         make_session("F")
@@ -196,7 +197,7 @@ class TestNeuronIds:
         big = 864691135494192528 if kind.endswith("int64") else 2**24 if kind == "float32" else 7
         ids = np.arange(5).astype(kind) if kind == "int8" else (big - np.arange(5)).astype(kind)
         np.save(path / "meta" / "neurons" / "unit_ids.npy", ids)
-        assert Session.open(path).mouse.unit_ids.tolist() == [int(i) for i in ids]
+        assert open_recording(path).mouse.unit_ids.tolist() == [int(i) for i in ids]
 
     @pytest.mark.parametrize(
         "ids",
@@ -213,11 +214,11 @@ class TestNeuronIds:
         path = make_session()
         np.save(path / "meta" / "neurons" / "unit_ids.npy", ids)
         with pytest.raises(DataError, match=r"unit_ids.npy: expected whole numbers .* for neuron [01] in .*int64"):
-            Session.open(path)
+            open_recording(path)
         assert any("unit_ids" in str(f) for f in check_folder(path) if f.severity == "error")
 
     def test_coordinates_beyond_float32_are_refused(self, make_session: Make) -> None:
         path = make_session()
         np.save(path / "meta" / "neurons" / "cell_motor_coordinates.npy", np.full((5, 3), 1e300))
         with pytest.raises(DataError, match="expected finite"):
-            Session.open(path)
+            open_recording(path)

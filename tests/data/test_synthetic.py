@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.data import synthetic
-from viv1t.data.synthetic import EVALUATION_TIERS, Size, load_population, noise_ceiling, synthesize
-from viv1t.data.synthetic_neurons import MEMORY, draw_population, shift_frames
-from viv1t.data.synthetic_stimuli import behave, gaze, naturalistic_movie, parametric_movie
+from viv1t.data.synthetic import mice as synthetic
+from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.data.synthetic.movies import behave, gaze, naturalistic_movie, parametric_movie
+from viv1t.data.synthetic.neurons import MEMORY, draw_population, shift_frames
+from viv1t.data.synthetic.truth import EVALUATION_TIERS, load_population, noise_ceiling
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import SENSORIUM_SESSIONS
 
@@ -150,11 +151,11 @@ def test_movies_move_and_differ_in_kind() -> None:
 
 def test_bytes_depend_on_seed_and_options_alone(mice: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from viv1t.data.synthetic import *;"
+        "import sys; from pathlib import Path; from viv1t.data.synthetic.mice import *;"
         f"synthesize(Path(sys.argv[1]), mice=['F'], size={SIZE!r}, seed=5, workers=1)"
     )
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    root = str(Path(synthetic.__file__).resolve().parents[2])
+    root = str(Path(synthetic.__file__).resolve().parents[3])
     environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
     assert digests(tmp_path / HIDDEN) == digests(mice / HIDDEN)

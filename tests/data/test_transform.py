@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from viv1t.data.mice import open_recording
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import MouseStatistics, compute_statistics, provided_statistics, response_precision
 from viv1t.data.transform import Affine, Transform
@@ -20,7 +21,7 @@ SCALED = ("standardize_per_frame", "published", "standardize", "min_max", "balan
 
 
 def opened(path: Path) -> tuple[Session, MouseStatistics]:
-    session = Session.open(path)
+    session = open_recording(path)
     return session, compute_statistics(session, session.trials("train"))
 
 
@@ -70,7 +71,7 @@ def test_modes_are_as_written(make_session: Make, mode: str) -> None:
 
 
 def test_mode_none_leaves_everything_as_it_is(make_session: Make) -> None:
-    session = Session.open(make_session(frames=320, durations=[310] * 10))
+    session = open_recording(make_session(frames=320, durations=[310] * 10))
     actual = transformed(session, Transform("m", "none", None, 0.5, session.frame_size), 0)
     assert actual.frames == 310
     np.testing.assert_array_equal(actual.video[0], session.read("video", 0)[..., :310].transpose(2, 0, 1))
@@ -99,7 +100,7 @@ def test_a_part_equals_the_part_of_the_whole(make_session: Make, mode: str, cent
 @pytest.mark.parametrize("fortran", [False, True])
 def test_type_on_disk_does_not_matter(make_session: Make, kind: str, fortran: bool) -> None:
     session, statistics = opened(make_session("reference"))
-    other = Session.open(make_session(video_type=kind, fortran=fortran))
+    other = open_recording(make_session(video_type=kind, fortran=fortran))
     transform = Transform("m", "published", statistics, 0.7, session.frame_size)
     for variable in VARIABLES:
         a, b = (getattr(transformed(s, transform, 2), variable) for s in (session, other))

@@ -12,14 +12,14 @@ import torch
 from small_videos import moving_pattern, write_video
 
 from viv1t.cli.data import main
-from viv1t.config import DataConfig
-from viv1t.data.check import check_folder
-from viv1t.data.info import format_table, session_info
-from viv1t.data.loader import Recordings
-from viv1t.data.pack import pack
-from viv1t.data.session import Session
-from viv1t.data.trial_video import read_array, write_trial
-from viv1t.data.verify import verify
+from viv1t.config.run import DataConfig
+from viv1t.data.formats.sensorium.trial_video import read_array, write_trial
+from viv1t.data.inspect.check import check_folder
+from viv1t.data.inspect.info import format_table, session_info
+from viv1t.data.mice import open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.data.store.pack import pack
+from viv1t.data.store.verify import verify
 from viv1t.errors import ConfigError, DataError
 from viv1t.types import Batch
 
@@ -85,10 +85,10 @@ def test_training_from_packed_videos_gives_the_same_batches(arrays: Path, tmp_pa
 
 
 def test_a_session_of_videos_reads_as_one_of_arrays(arrays: Path, tmp_path: Path) -> None:
-    recorded = Session.open(arrays)
+    recorded = open_recording(arrays)
     (packed,) = pack(arrays, tmp_path / "packed", video=True)
-    videos = Session.open(with_videos(Path(shutil.copytree(arrays, tmp_path / "videos" / "mouse-1"))))
-    for session in (videos, Session.open(packed.path)):
+    videos = open_recording(with_videos(Path(shutil.copytree(arrays, tmp_path / "videos" / "mouse-1"))))
+    for session in (videos, open_recording(packed.path)):
         assert session.has_videos
         assert session.frame_size == recorded.frame_size == (6, 8)
         assert session.repeats("train") == recorded.repeats("train")
@@ -123,7 +123,7 @@ def test_written_trials_are_exact(size: tuple[int, int], tmp_path: Path) -> None
 
 
 def test_an_encoder_that_loses_something_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from viv1t.data import trial_video
+    from viv1t.data.formats.sensorium import trial_video
 
     monkeypatch.setitem(trial_video._OPTIONS, "lossless", "0")
     with pytest.raises(DataError, match="the encoder has not kept every grey level; pack without --video"):
@@ -135,7 +135,7 @@ def test_people_s_own_films_are_taken_frame_for_frame(make_session: MakeSession)
     film = moving_pattern(20, 6, 8, low=16, high=235)
     write_video(session / "data" / "videos" / "0.mp4", film, "libx264", rate=25, full_range=False)
     (session / "data" / "videos" / "0.npy").unlink()
-    found = Session.open(session).read("video", 0)
+    found = open_recording(session).read("video", 0)
     assert found.shape == (6, 8, 20)
     expected = (np.moveaxis(film, 0, -1).astype(np.float64) - 16) * 255 / 219
     assert found.dtype == np.float32
@@ -144,7 +144,7 @@ def test_people_s_own_films_are_taken_frame_for_frame(make_session: MakeSession)
 
 def test_an_array_goes_before_a_video(arrays: Path) -> None:
     write_trial(arrays / "data" / "videos" / "0.mp4", moving_pattern(5, 6, 8))
-    session = Session.open(arrays)
+    session = open_recording(arrays)
     assert session.file("video", 0).suffix == ".npy"
     assert not session.has_videos
     (finding,) = [f for f in check_folder(arrays) if "videos holds" in f.what]
@@ -167,7 +167,7 @@ def test_grey_levels_that_video_cannot_hold_are_refused(make_session: MakeSessio
 def test_interrupted_packing_of_videos_goes_on(
     arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from viv1t.data import pack as module
+    from viv1t.data.store import pack as module
 
     (whole,) = pack(arrays, tmp_path / "whole", video=True)
     written: list[str] = []
@@ -199,7 +199,7 @@ def test_interrupted_packing_of_videos_goes_on(
 def test_packing_with_other_options_leaves_nothing_of_the_first(
     arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from viv1t.data import pack as module
+    from viv1t.data.store import pack as module
 
     def stop(path: Path, movie: np.ndarray) -> None:
         raise KeyboardInterrupt
@@ -271,7 +271,7 @@ def test_damage_names_mouse_and_trial(arrays: Path) -> None:
     file = session / "data" / "videos" / "4.mp4"
     file.write_bytes(b"")
     with pytest.raises(DataError, match=rf"mouse mouse-1, trial 4: {file}: the file is empty; copy it anew"):
-        Session.open(session).read("video", 4)
+        open_recording(session).read("video", 4)
     with pytest.raises(DataError, match="trial 4"):
         batches(session.parent)
     with pytest.raises((DataError, ConfigError)):

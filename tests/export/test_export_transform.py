@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from viv1t.data.mice import open_recording
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import compute_statistics
 from viv1t.data.transform import Transform
@@ -22,7 +23,7 @@ MODES = ("none", "standardize_per_frame", "published", "standardize", "min_max")
 
 @pytest.fixture(scope="module")
 def session(mice: Path) -> Session:
-    return Session.open(mice / SENSORIUM_SESSIONS["F"])
+    return open_recording(mice / SENSORIUM_SESSIONS["F"])
 
 
 def recorded(session: Session, trial: int, frames: int) -> dict[str, np.ndarray]:

@@ -16,10 +16,10 @@ from viv1t.lab import Lab
 from viv1t.lab.observers import Twin
 from viv1t.lab.present import OverBudget, Shown, Theatre
 from viv1t.lab.protocols import Layout
-from viv1t.sources import opened_subjects
-from viv1t.subject import SubjectModel
-from viv1t.train.ensemble import load_models
-from viv1t.train.run_folder import RunFolder
+from viv1t.prediction.sources import opened_subjects
+from viv1t.prediction.subject import SubjectModel
+from viv1t.runs.ensemble import load_models
+from viv1t.runs.folder import RunFolder
 from viv1t.types import Mouse
 
 SIZE = (6, 10)

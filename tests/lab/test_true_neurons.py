@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from true_neurons import correlation, draw, ranks
 
-from viv1t.data.synthetic_truth import tuning, write_tuning
+from viv1t.data.synthetic.truth import tuning, write_tuning
 from viv1t.lab import Lab
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import TrueNeurons

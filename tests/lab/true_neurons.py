@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from viv1t.data.synthetic_neurons import Population, draw_population
+from viv1t.data.synthetic.neurons import Population, draw_population
 from viv1t.lab.observers import TrueNeurons
 from viv1t.types import Mouse
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viv1t.config import RunConfig, VivitConfig
+from viv1t.config.run import RunConfig, VivitConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model.twin import Neurons, ViV1T
 

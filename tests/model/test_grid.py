@@ -10,7 +10,7 @@ import torch
 from small_models import FRAME, small_config, small_core, small_inputs, small_model
 from torch import Tensor
 
-from viv1t.config import VivitConfig, check_same_core
+from viv1t.config.run import VivitConfig, check_same_core
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.grid import check_grid, patch_grid, published_grid
 from viv1t.model.cores.vivit import Vivit

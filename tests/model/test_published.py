@@ -9,7 +9,7 @@ import torch
 from small_models import small_inputs, small_model
 
 from viv1t.errors import CheckpointError
-from viv1t.model.published import from_published, published_constants, published_names, to_published
+from viv1t.families.sensorium2023.names import from_published, published_constants, published_names, to_published
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"core_parallel_attention": True},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from viv1t.criterion import CRITERIA, criterion
+from viv1t.scoring.criterion import CRITERIA, criterion
 
 CASES = ("02_parallel", "03_sequential", "14_mod1_variants", "22_fb_behavior2_train_bn")
 

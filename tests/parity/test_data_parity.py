@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings, training_trials
+from viv1t.config.run import DataConfig
+from viv1t.data.mice import open_recording
 from viv1t.data.order import training_order
+from viv1t.data.recordings import Recordings, training_trials
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import FAMILIES, compute_statistics, medians, provided_statistics, response_precision
 from viv1t.data.transform import Transform
@@ -33,7 +34,7 @@ def recordings(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sessions(recordings: Path) -> dict[str, Session]:
-    return {mouse: Session.open(recordings / SENSORIUM_SESSIONS[mouse]) for mouse in MICE}
+    return {mouse: open_recording(recordings / SENSORIUM_SESSIONS[mouse]) for mouse in MICE}
 
 
 def expected(golden: Path, name: str) -> dict[str, np.ndarray]:

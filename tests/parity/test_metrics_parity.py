@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from viv1t import metrics
+from viv1t.scoring import correlation as metrics
 
 
 @pytest.fixture(scope="module")

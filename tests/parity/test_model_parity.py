@@ -16,13 +16,13 @@ from golden_files import golden_folder
 from safetensors.torch import load_file
 from torch import Tensor
 
-from viv1t.config import CriticConfig, Gaussian2dConfig, RunConfig
-from viv1t.criterion import criterion
+from viv1t.config.run import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.names import from_published, published_names, to_published
 from viv1t.model.critic import Critic
-from viv1t.model.published import from_published, published_names, to_published
 from viv1t.model.readout import normalized_coordinates
 from viv1t.model.twin import Neurons, ViV1T
+from viv1t.scoring.criterion import criterion
 
 
 def case_names(slow: tuple[str, ...] = (), having: tuple[str, str] | None = None) -> list[Any]:

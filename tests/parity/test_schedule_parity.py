@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from viv1t.train.schedule import PlateauSchedule
+from viv1t.optim.schedule import PlateauSchedule
 
 NAMES = {"lr_patience": "patience"}  # the published arguments that are called otherwise here
 

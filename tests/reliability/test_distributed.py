@@ -17,8 +17,8 @@ import torch
 from tiny_runs import as_arguments, metrics, options, train
 
 from viv1t.errors import ConfigError
-from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.distributed import Ranks, started
+from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.training.ranks import Ranks, started
 
 # Three mice for two processes, with noise of every kind, and clipping, which needs the norm over all mice.
 CHANGES: dict[str, Any] = {

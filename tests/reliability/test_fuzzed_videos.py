@@ -89,9 +89,9 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 def read_all(folder: Path, first: int, count: int) -> dict[str, object]:
     """Mutates films and reads each as a film and as a trial; what came of it."""
-    from viv1t.data.movie import Movie
-    from viv1t.data.trial_video import array_header, read_array
+    from viv1t.data.formats.sensorium.trial_video import array_header, read_array
     from viv1t.errors import Viv1tError
+    from viv1t.stimuli.film import Movie
 
     made = films(folder)
     outcomes: Counter[str] = Counter()

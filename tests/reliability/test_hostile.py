@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from tiny_runs import as_arguments, options
 
 from viv1t.cli import evaluate, train
-from viv1t.data import archive
-from viv1t.data.session import Session
-from viv1t.train.checkpoint import FORMAT, read_checkpoint, write_checkpoint
-from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.data.formats.sensorium import archive
+from viv1t.data.mice import open_recording
+from viv1t.runs.checkpoint import FORMAT, read_checkpoint, write_checkpoint
+from viv1t.runs.folder import RunFolder, save_published
 from viv1t.types import SENSORIUM_SESSIONS
 
 NAME = SENSORIUM_SESSIONS["F"]
@@ -118,7 +118,7 @@ def test_arrays(mouse: Path, tmp_path: Path, canary: Path, capsys: pytest.Captur
     damage, message = NPY[kind]
     # Where trials lie, and where the session is described.
     for place in PLACES if kind == "object array" else PLACES[:1]:
-        trial = Session.open(mouse, "F").trials("train")[0]
+        trial = open_recording(mouse, "F").trials("train")[0]
         path = mouse / place.replace("/0.npy", f"/{trial}.npy")
         whole = path.read_bytes()
         damage(path, canary)

@@ -13,9 +13,9 @@ import pytest
 from tiny_runs import metrics, train
 
 from viv1t.errors import CheckpointError, Interrupted
-from viv1t.train.checkpoint import read_checkpoint, write_checkpoint
-from viv1t.train.step import Step
-from viv1t.train.trainer import Trainer, noise_seed
+from viv1t.runs.checkpoint import read_checkpoint, write_checkpoint
+from viv1t.training.step import Step
+from viv1t.training.trainer import Trainer, noise_seed
 
 # Every kind of noise there is, two epochs of four steps; two of two with batch norm, whose statistics change too.
 VIVIT: dict[str, Any] = {
@@ -117,7 +117,7 @@ def test_saves_between_epochs_by_steps_and_by_minutes(
     assert saved == [(1, 0), (2, 0)]
     saved.clear()
     clock = itertools.count(0.0, 13.0)
-    monkeypatch.setattr("viv1t.train.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("viv1t.training.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
     train(mice, tmp_path / "minutes", save_every="1m", **VIVIT)
     assert len(saved) > 2
     assert results(tmp_path / "minutes") == results(tmp_path / "steps") == results(tmp_path / "seldom")

@@ -19,9 +19,9 @@ import torch
 from full_disks import largest_file
 
 from viv1t.errors import CheckpointError
-from viv1t.files import remove_leftovers
-from viv1t.train import checkpoint
-from viv1t.train.checkpoint import read_checkpoint, read_newest, write_checkpoint
+from viv1t.runs import checkpoint
+from viv1t.runs.checkpoint import read_checkpoint, read_newest, write_checkpoint
+from viv1t.system.files import remove_leftovers
 
 TENSORS = 64  # of 4 KiB: several writes of a buffered file
 
@@ -129,7 +129,7 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = {tests!r}
 from test_saves import save
-from viv1t.files import remove_leftovers
+from viv1t.system.files import remove_leftovers
 folder = Path({folder!r})
 for line in sys.stdin:
     child = os.fork()

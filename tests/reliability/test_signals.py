@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from tiny_runs import as_arguments, metrics, options
 
-from viv1t.train.checkpoint import read_checkpoint
+from viv1t.runs.checkpoint import read_checkpoint
 
 # A command that tells when it is in a step, which takes STEP more: a sleep, or a wait in C where Python hears nothing.
 SLOW = """
 import ctypes, sys, time
 from viv1t.cli.train import main
-from viv1t.train.objective import Objective
+from viv1t.training.objective import Objective
 losses, mutex, lock = Objective.losses, ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 def deaf():
     lock(mutex), lock(mutex)

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from viv1t.errors import Interrupted
-from viv1t.train.watch import Watch
+from viv1t.training.watch import Watch
 
 
 def send(number: int) -> None:
@@ -48,8 +48,8 @@ def test_a_step_that_takes_too_long_is_not_waited_for(
     """The second thread saves and ends the process; here, it only says so."""
     ended: list[int] = []
     saved: list[int] = []
-    monkeypatch.setattr("viv1t.train.watch.os._exit", ended.append)
-    monkeypatch.setattr("viv1t.train.watch.GRACE", 0.1)
+    monkeypatch.setattr("viv1t.training.watch.os._exit", ended.append)
+    monkeypatch.setattr("viv1t.training.watch.GRACE", 0.1)
     with Watch() as watch, watch.saving(lambda: saved.append(len(ended))):
         with watch.changing:  # nothing is saved while the state changes
             send(signal.SIGTERM)
@@ -99,8 +99,8 @@ def test_no_limit_ends_nothing() -> None:
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The statuses with which the second thread would have ended the process, after a tenth of a second."""
     statuses: list[int] = []
-    monkeypatch.setattr("viv1t.train.watch.os._exit", statuses.append)
-    monkeypatch.setattr("viv1t.train.watch.GRACE", 0.1)
+    monkeypatch.setattr("viv1t.training.watch.os._exit", statuses.append)
+    monkeypatch.setattr("viv1t.training.watch.GRACE", 0.1)
     return statuses
 
 
@@ -140,7 +140,7 @@ def test_nor_is_what_ends_without_a_save(ends: list[int]) -> None:
 def test_what_never_closes_is_ended(
     ends: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("viv1t.train.watch.CLOSING", 0.2)
+    monkeypatch.setattr("viv1t.training.watch.CLOSING", 0.2)
     with Watch() as watch:
         leave_by_signal(watch)
         while not ends:

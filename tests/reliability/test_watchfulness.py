@@ -21,15 +21,15 @@ from full_disks import largest_file
 from test_resume import results
 from tiny_runs import as_arguments, options, train
 
-from viv1t.data.loader import Recordings
-from viv1t.data.reader import Batches
-from viv1t.data.session import Session
+from viv1t.data.mice import open_recording
+from viv1t.data.reading.reader import Batches
+from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, DataError, TrainingError
-from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.failure import reproduce
-from viv1t.train.objective import Objective
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import Trainer
+from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.runs.folder import RunFolder
+from viv1t.training.failure import reproduce
+from viv1t.training.objective import Objective
+from viv1t.training.trainer import Trainer
 from viv1t.types import SENSORIUM_SESSIONS, Batch
 
 
@@ -195,7 +195,7 @@ def after_first_epoch(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -
 
 
 def test_a_file_that_cannot_be_read_any_more(own_mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session.open(own_mice / SENSORIUM_SESSIONS["F"], "F")
+    session = open_recording(own_mice / SENSORIUM_SESSIONS["F"], "F")
     path = session.file("response", session.trials("train")[0])
     whole, run = path.read_bytes(), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read_any_more(own_mice: Path, tmp_path: Path, mon
 def test_a_reader_that_takes_too_long(mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first thread waits for a batch; the second ends the process: here, lets it go on."""
     ended: list[int] = []
-    monkeypatch.setattr("viv1t.train.watch.os._exit", ended.append)
+    monkeypatch.setattr("viv1t.training.watch.os._exit", ended.append)
     batches = Recordings.train_batches
 
     def slow(self: Recordings, epoch: int, first: int = 0) -> Batches:
@@ -237,7 +237,7 @@ STUCK = """
 import os, sys
 from pathlib import Path
 from viv1t.cli.train import main
-from viv1t.train.step import Step
+from viv1t.training.step import Step
 update, files = Step.update, [Path(name) for name in sys.argv[1].split(",")]
 def last_update(self):
     result = update(self)
@@ -259,7 +259,7 @@ sys.exit(main())
 )
 def test_a_stuck_reader_ends_in_time(own_mice: Path, tmp_path: Path, tier: str, words_of_it: str) -> None:
     words = as_arguments(options(own_mice, tmp_path / "run", reader_timeout=1, epochs=50, verbose=None))
-    session = Session.open(own_mice / SENSORIUM_SESSIONS["F"], "F")
+    session = open_recording(own_mice / SENSORIUM_SESSIONS["F"], "F")
     files = ",".join(str(session.file("response", trial)) for trial in session.trials(tier))
     done = subprocess.run(
         [sys.executable, "-c", STUCK, files, *words], capture_output=True, text=True, timeout=60, check=False

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from viv1t.errors import CheckpointError
-from viv1t.train.checkpoint import (
+from viv1t.runs.checkpoint import (
     load_module_entries,
     load_optimizer_entries,
     module_entries,

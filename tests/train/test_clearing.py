@@ -12,9 +12,9 @@ import yaml
 from tiny_runs import train
 
 from viv1t.errors import ConfigError
-from viv1t.files import is_leftover
-from viv1t.train.clearing import RECORDINGS
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.clearing import RECORDINGS
+from viv1t.runs.folder import RunFolder
+from viv1t.system.files import is_leftover
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_links_are_not_followed(mice: Path, copy: Path, tmp_path: Path, name: st
 
 
 def test_a_published_run_is_not_cleared(mice: Path, run: Path, tmp_path: Path) -> None:
-    from viv1t.train.run_folder import save_published
+    from viv1t.runs.folder import save_published
 
     out = save_published(RunFolder(run), tmp_path / "published")
     before = content(out)
@@ -116,7 +116,7 @@ def test_runs_of_earlier_releases_are_known(mice: Path, copy: Path) -> None:
 
 
 def test_best_weights_without_a_save_are_not_started_over(mice: Path, copy: Path) -> None:
-    from viv1t.train.checkpoint import read_checkpoint, write_checkpoint
+    from viv1t.runs.checkpoint import read_checkpoint, write_checkpoint
 
     best = copy / "ckpt" / "best.safetensors"
     write_checkpoint(best, read_checkpoint(best)[0], {"epoch": 7, "value": 0.2})

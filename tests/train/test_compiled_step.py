@@ -20,14 +20,14 @@ from tiny_runs import metrics, options, same_weights, train, weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viv1t.config import CriticConfig, Options, RunConfig
+from viv1t.config.run import CriticConfig, Options, RunConfig
 from viv1t.errors import ConfigError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model import twin
 from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons
-from viv1t.train.optimizer import build_optimizer
-from viv1t.train.step import Step
+from viv1t.optim.parts import build_optimizer
+from viv1t.training.step import Step
 from viv1t.types import Batch
 
 COMPILE = torch.compile

@@ -12,17 +12,17 @@ from full_disks import largest_file
 from tiny_runs import metrics, options, same_weights, script_validation, train, weights
 
 from viv1t.cli.evaluate import main as evaluate
-from viv1t.config import RunConfig
-from viv1t.data.loader import Recordings
+from viv1t.config.run import RunConfig
+from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError, TrainingError
-from viv1t.files import allocate
 from viv1t.model.twin import ViV1T
-from viv1t.train import frozen
-from viv1t.train.distributed import Ranks
-from viv1t.train.frozen import CoreOutputs
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.step import Step
-from viv1t.train.trainer import Trainer
+from viv1t.runs.folder import RunFolder
+from viv1t.system.files import allocate
+from viv1t.training import frozen
+from viv1t.training.frozen import CoreOutputs
+from viv1t.training.ranks import Ranks
+from viv1t.training.step import Step
+from viv1t.training.trainer import Trainer
 
 NEW: dict[str, Any] = {"ds_mode": 2, "mouse_ids": ["A"]}
 DROPOUT = {"core_p_dropout": 0.3, "core_mha_dropout": 0.3, "core_ff_dropout": 0.3, "core_drop_path": 0.2}

@@ -13,10 +13,10 @@ from viv1t.kernels.parallel_block import reference as block
 from viv1t.kernels.patch_embed.reference import patch_embed
 from viv1t.kernels.readout.reference import readout
 
-from viv1t.cli.demo import OPTIONS
-from viv1t.cli.train import run
-from viv1t.config import Options, RunConfig
-from viv1t.data.synthetic import Size, synthesize
+from viv1t.config.run import Options, RunConfig
+from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.recipes.demo import OPTIONS
+from viv1t.recipes.train import run
 
 SIZE = Size(neurons=80, frames=120, trials=160, evaluation=((4, 4), (1, 1), (1, 1), (1, 1), (1, 1)))
 SMALL: Options = {

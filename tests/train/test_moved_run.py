@@ -11,9 +11,9 @@ import pytest
 from tiny_runs import same_weights, train
 
 from viv1t.errors import CheckpointError, Interrupted
-from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import Trainer
+from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.runs.folder import RunFolder
+from viv1t.training.trainer import Trainer
 
 
 def after_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from viv1t.cli.demo import OPTIONS
-from viv1t.cli.train import run
-from viv1t.config import RunConfig
-from viv1t.data.synthetic import Size, synthesize
-from viv1t.data.synthetic_truth import noise_ceiling
+from viv1t.config.run import RunConfig
+from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.data.synthetic.truth import noise_ceiling
+from viv1t.recipes.demo import OPTIONS
+from viv1t.recipes.train import run
 from viv1t.types import SENSORIUM_SESSIONS
 
 SMALL = {"core_emb_dim": 32, "core_mlp_dim": 64, "shifter_layers": 1, "verbose": 0, "num_workers": 1, "device": "cpu"}

@@ -63,7 +63,7 @@ def test_a_run_that_its_schedule_ended_says_so(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_validation(monkeypatch, [0.3, 0.1])
-    monkeypatch.setattr("viv1t.train.schedule.PlateauSchedule.__init__.__kwdefaults__", {
+    monkeypatch.setattr("viv1t.optim.schedule.PlateauSchedule.__init__.__kwdefaults__", {
         "patience": 1, "max_reduce": 1, "factor": 0.3, "min_lr": 0.0, "min_epochs": 0,
     })  # fmt: skip
     assert train_cli.main(as_arguments(options(mice, tmp_path / "run", epochs=9, verbose=1))) == 0

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from viv1t.config import RunConfig
-from viv1t.train.optimizer import build_optimizer
+from viv1t.config.run import RunConfig
+from viv1t.optim.parts import build_optimizer
 
 
 class Tiny(nn.Module):

@@ -14,8 +14,8 @@ from tiny_runs import same_weights, weights
 
 import viv1t
 from viv1t.errors import CheckpointError
-from viv1t.train.published_file import read_published
-from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.runs.folder import RunFolder, save_published
+from viv1t.runs.published_file import read_published
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from tiny_runs import options, same_weights, script_validation, train, weights
 
 import viv1t
 from viv1t.cli import evaluate, export, predict
-from viv1t.config import RunConfig
-from viv1t.data.loader import Recordings
-from viv1t.data.recorded import Recorded, other_neurons, write_recorded
+from viv1t.config.run import RunConfig
+from viv1t.data.formats.sensorium.recorded import Recorded, other_neurons, write_recorded
+from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, Viv1tError
-from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.ensemble import load_models
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.runs.ensemble import load_models
+from viv1t.runs.folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS
 
 Commands = {"evaluate": evaluate.main, "predict": predict.main, "export": export.main}

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import options, same_weights, train, weights
 
 import viv1t
-from viv1t.config import RunConfig
+from viv1t.config.run import RunConfig
 from viv1t.errors import CheckpointError, ConfigError
-from viv1t.model.published import published_constants, published_names
-from viv1t.train.checkpoint import FORMAT
-from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.families.sensorium2023.names import published_constants, published_names
+from viv1t.runs.checkpoint import FORMAT
+from viv1t.runs.folder import RunFolder, save_published
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_an_empty_folder_and_an_interrupted_first_epoch_are_started_in(mice: Pat
 
 HOLD = """
 import sys
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()

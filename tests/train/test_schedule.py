@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from viv1t.train.schedule import Decision, PlateauSchedule
+from viv1t.optim.schedule import Decision, PlateauSchedule
 
 
 def _decisions(values: list[float], **options: float) -> tuple[PlateauSchedule, list[Decision]]:

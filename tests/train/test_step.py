@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from tiny_runs import options, same_weights, script_validation, train, weights
 from torch import Tensor, nn
 
-from viv1t.config import CriticConfig, RunConfig
-from viv1t.criterion import criterion
-from viv1t.data.loader import Recordings
+from viv1t.config.run import CriticConfig, RunConfig
+from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model import twin
 from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons, ViV1T
-from viv1t.train import step as step_module
-from viv1t.train.objective import Objective, by_length
-from viv1t.train.optimizer import build_optimizer
-from viv1t.train.step import Step
-from viv1t.train.trainer import Trainer
+from viv1t.optim.parts import build_optimizer
+from viv1t.scoring.criterion import criterion
+from viv1t.training import step as step_module
+from viv1t.training.objective import Objective, by_length
+from viv1t.training.step import Step
+from viv1t.training.trainer import Trainer
 from viv1t.types import MAX_FRAMES, Batch
 
 MOUSE, NEURONS, FRAME = "F", 6, (36, 64)

@@ -15,8 +15,8 @@ from viv1t.kernels.common.precision import allows_tf32, input_precision
 
 from viv1t.cli import evaluate
 from viv1t.errors import DataError
-from viv1t.train.switches import deterministic, tensor_cores
-from viv1t.train.trainer import Trainer
+from viv1t.system.switches import deterministic, tensor_cores
+from viv1t.training.trainer import Trainer
 
 MATMUL = torch.backends.cuda.matmul
 
@@ -105,7 +105,7 @@ def test_only_training_steps_are_rounded(mice: Path, tmp_path: Path, monkeypatch
             return whole(self, *args)
 
         monkeypatch.setattr(Trainer, name, method)
-    from viv1t.train import trainer
+    from viv1t.training import trainer
 
     monkeypatch.setattr(trainer, "tensor_cores", lambda on: asked.append(on) or tensor_cores(True))
     train(mice, tmp_path / "run", epochs=1, precision="tf32")

@@ -16,16 +16,16 @@ import yaml
 from tiny_runs import metrics, options, same_weights, script_validation, train, weights
 
 import viv1t
-from viv1t.config import RunConfig
-from viv1t.data.pack import pack
+from viv1t.config.run import RunConfig
+from viv1t.data.store.pack import pack
 from viv1t.errors import ConfigError, DataError, TrainingError
-from viv1t.train import trainer as trainer_module
-from viv1t.train.checkpoint import read_checkpoint
-from viv1t.train.objective import Objective
-from viv1t.train.records import Records
-from viv1t.train.step import Step
-from viv1t.train.trainer import Trainer
-from viv1t.train.validate import Validation
+from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.training import trainer as trainer_module
+from viv1t.training.objective import Objective
+from viv1t.training.records import Records
+from viv1t.training.step import Step
+from viv1t.training.trainer import Trainer
+from viv1t.training.validate import Validation
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:

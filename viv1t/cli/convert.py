@@ -20,7 +20,7 @@ def _work(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     check_run_folders([args.run])
 
-    from viv1t.train.run_folder import RunFolder, save_published
+    from viv1t.runs.folder import RunFolder, save_published
 
     print(f"written to {save_published(RunFolder(args.run), Path(args.out))}")
     return 0

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from viv1t.cli.options import Parser, run_main
-from viv1t.data import synthetic
-from viv1t.data.check import check_folder
-from viv1t.data.finding import Finding
-from viv1t.data.info import format_table, session_info, sessions_in
-from viv1t.data.pack import pack
-from viv1t.data.store import video_file
+from viv1t.data.formats.sensorium.trial_video import video_cost
+from viv1t.data.inspect.check import check_folder
+from viv1t.data.inspect.finding import Finding
+from viv1t.data.inspect.info import format_table, session_info, sessions_in
+from viv1t.data.store.pack import pack
+from viv1t.data.store.packed import video_file
+from viv1t.data.store.verify import verify
 from viv1t.data.survey import recordings_in
-from viv1t.data.trial_video import video_cost
-from viv1t.data.verify import verify
+from viv1t.data.synthetic import mice as synthetic
 from viv1t.errors import ConfigError
 
 PROGRAM = "viv1t-data"

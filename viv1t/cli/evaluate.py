@@ -37,12 +37,12 @@ def _work(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     check_run_folders(args.runs)
 
-    from viv1t.cli.score_tables import NOTES, as_table, as_tables, own_table
-    from viv1t.evaluate import VIEWS, as_mapping, evaluate, family_scores
-    from viv1t.train.ensemble import open_ensemble
-    from viv1t.train.run_folder import RunFolder
-    from viv1t.train.score_file import earlier_scores, merged, weights_checksum, write_scores
-    from viv1t.train.trainer import best_device
+    from viv1t.prediction.evaluate import VIEWS, as_mapping, evaluate, family_scores
+    from viv1t.prediction.tables import NOTES, as_table, as_tables, own_table
+    from viv1t.runs.ensemble import open_ensemble
+    from viv1t.runs.folder import RunFolder
+    from viv1t.runs.score_file import earlier_scores, merged, weights_checksum, write_scores
+    from viv1t.training.trainer import best_device
 
     runs = [RunFolder(run) for run in args.runs]
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from viv1t.config import (
+from viv1t.config.run import (
     INTEGER_SWITCHES,
     OPTIMIZER_DEFAULTS,
     SELECTOR_DEFAULTS,
@@ -24,11 +24,11 @@ from viv1t.config import (
     Options,
     all_components,
 )
-from viv1t.cores import keep_threads_within, usable_cores
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
-from viv1t.files import advice, shown
-from viv1t.safe_yaml import read_yaml
-from viv1t.train.run_log import LevelFormat
+from viv1t.system.cores import keep_threads_within, usable_cores
+from viv1t.system.files import advice, shown
+from viv1t.system.safe_yaml import read_yaml
+from viv1t.training.log import LevelFormat
 
 PATHS = ("data", "output_dir", "pretrain_core", "restore")  # options of a run that name folders
 _FILES = (*PATHS, "out", "output", "config", "movie", "statistics", "behavior", "pupil_center", "plot")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, run_main
 from viv1t.errors import ConfigError, DataError, Interrupted, check_run_folders
-from viv1t.progress import Progress
+from viv1t.system.progress import Progress
 from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
 
 if TYPE_CHECKING:
-    from viv1t.prediction import TrialPrediction
+    from viv1t.prediction.files import TrialPrediction
 
 _MOVIE_ONLY = ("statistics", "fit", "behavior", "pupil_center", "plot", "decoder", "window", "passes")
 
@@ -112,10 +112,10 @@ def _work(argv: Sequence[str] | None) -> int:
 
 def _predict_runs(args: argparse.Namespace) -> int:
     """Predicts recorded trials with one run or several."""
-    from viv1t.predict import predict
-    from viv1t.train.ensemble import open_ensemble
-    from viv1t.train.run_folder import RunFolder
-    from viv1t.train.trainer import best_device
+    from viv1t.prediction.trials import predict
+    from viv1t.runs.ensemble import open_ensemble
+    from viv1t.runs.folder import RunFolder
+    from viv1t.training.trainer import best_device
 
     tiers = _check(args)
     mice = args.mouse_ids
@@ -134,7 +134,7 @@ def _predict_runs(args: argparse.Namespace) -> int:
 
 def _predict_files(args: argparse.Namespace) -> int:
     """Predicts recorded trials with exported models."""
-    from viv1t.predict_onnx import open_models, predict_files
+    from viv1t.prediction.exported import open_models, predict_files
 
     tiers = _check(args)
     if args.data is None:
@@ -158,7 +158,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     if args.submission and (other := [tier for tier in tiers if tier not in TEST_TIERS]):
         raise ConfigError(f"--submission is for the test tiers {', '.join(TEST_TIERS)}, not {', '.join(other)}")
     if args.submission or args.format == "parquet":
-        from viv1t.prediction import check_pyarrow
+        from viv1t.prediction.files import check_pyarrow
 
         check_pyarrow()
     return tiers
@@ -170,7 +170,7 @@ def _write(
     predict: Callable[[str, str], Iterator[TrialPrediction]],
 ) -> int:
     """Writes the files; `counts` are the trials of each tier and mouse, and `predict` takes mouse and tier."""
-    from viv1t.prediction import TrialPrediction, write_npy, write_parquet
+    from viv1t.prediction.files import TrialPrediction, write_npy, write_parquet
 
     out = Path(args.output_dir)
     trials = {tier: sum(of_mice.values()) for tier, of_mice in counts.items()}

@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from viv1t.data.frames import FITS
-from viv1t.data.movie import Movie
 from viv1t.data.npy import read_npy
 from viv1t.errors import ConfigError, DataError
 from viv1t.inputs import STATES
 from viv1t.plot.movie import MovieSummary, movie_responses
 from viv1t.plot.style import figure_path
-from viv1t.predict_movie import movie_windows, predict_movie
-from viv1t.prediction import check_pyarrow
-from viv1t.progress import Progress
-from viv1t.response_files import npy_file, parquet_file, source_of
-from viv1t.sources import opened_subjects
-from viv1t.train.ensemble import load_models
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import best_device
-from viv1t.windows import rhythm
+from viv1t.prediction.files import check_pyarrow
+from viv1t.prediction.film import movie_windows, predict_movie
+from viv1t.prediction.film_files import npy_file, parquet_file, source_of
+from viv1t.prediction.sources import opened_subjects
+from viv1t.prediction.windows import rhythm
+from viv1t.runs.ensemble import load_models
+from viv1t.runs.folder import RunFolder
+from viv1t.stimuli.film import Movie
+from viv1t.stimuli.frames import FITS
+from viv1t.system.progress import Progress
+from viv1t.training.trainer import best_device
 
 AUDIBLE = 0.1  # share of variance from which the windows' rhythm is told
 

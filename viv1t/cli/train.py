@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
-from viv1t.config import RunConfig
-from viv1t.effects import check_effects
-from viv1t.errors import ConfigError, missing_folder
-
-if TYPE_CHECKING:
-    from viv1t.train.trainer import Trainer
-    from viv1t.train.validate import Validation
-
-
-def run(config: RunConfig) -> tuple[Trainer, Validation]:
-    """Trains, or continues, the run that `config` describes; returns the trainer and its final scores."""
-    check_effects(config)
-    folder = Path(config.data.path)
-    if not folder.is_dir():
-        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
-    from viv1t.cli.training import run as trained  # not before the options are known to be good: PyTorch takes seconds
-
-    return trained(config)
+from viv1t.config.run import RunConfig
+from viv1t.errors import ConfigError
+from viv1t.recipes.train import run
 
 
 def _check_family(words: Sequence[str], known: Container[str]) -> None:
@@ -63,7 +46,7 @@ def _work(argv: Sequence[str] | None) -> int:
     demo, file = given.pop("demo"), given.pop("config")
     options = (read_config_file(file) if file else {}) | given
     if demo:
-        from viv1t.cli.demo import run_demo
+        from viv1t.recipes.demo import run_demo
 
         return run_demo(options)
     config = RunConfig.from_options(options)

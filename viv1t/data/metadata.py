@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from viv1t.data.formats.sensorium.recorded import STATES, RecordedMouse, write_recorded
+from viv1t.data.mice import open_recording
 from viv1t.data.npy import read_npy
-from viv1t.data.recorded import STATES, RecordedMouse, write_recorded
-from viv1t.data.session import COORDINATES_FILE, FOLDERS, UNIT_IDS_FILE, VARIABLES, Session
+from viv1t.data.session import COORDINATES_FILE, FOLDERS, UNIT_IDS_FILE, VARIABLES
 from viv1t.data.statistics import NAMES, Moments, MouseStatistics, computed_statistics, movie_levels, state_median
 from viv1t.errors import DataError
 from viv1t.types import MAX_FRAMES, SENSORIUM_SESSIONS, Mouse
@@ -121,7 +122,7 @@ def write_statistics(path: Path, sessions: Mapping[str, Path]) -> list[str]:
     mice: dict[str, RecordedMouse] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for id, folder in sessions.items():
-        session = Session.open(folder, id)
+        session = open_recording(folder, id)
         sizes[id] = session.frame_size
         if len(set(sizes.values())) > 1:
             words = ", ".join(f"{mouse} {h} x {w}" for mouse, (h, w) in sizes.items())

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from viv1t.files import open_file
+from viv1t.system.files import open_file
 
 # Version 3.0 differs from 2.0 in the encoding of field names alone, and arrays with fields are refused.
 _HEADERS = {

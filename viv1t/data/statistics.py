@@ -22,7 +22,7 @@ import safetensors.numpy
 from viv1t.data.npy import read_npy
 from viv1t.data.session import FOLDERS, VARIABLES, Session, missing_tier, unknown_tiers
 from viv1t.errors import DataError
-from viv1t.files import replacing
+from viv1t.system.files import replacing
 from viv1t.types import MAX_FRAMES
 
 logger = logging.getLogger("viv1t")

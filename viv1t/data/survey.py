@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from viv1t.data.archive import ARCHIVES, TIERS_FILE, Problem, archive_problem
-from viv1t.data.finding import Finding
+from viv1t.data.formats.sensorium.archive import ARCHIVES, TIERS_FILE, Problem, archive_problem
+from viv1t.data.inspect.finding import Finding
 from viv1t.errors import DataError, missing_folder
-from viv1t.files import shown
+from viv1t.system.files import shown
 from viv1t.types import SENSORIUM_SESSIONS
 
 STORE_FILE = "store.json"  # what makes a folder a packed session

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from viv1t.data.finding import ONE_TRIAL
+from viv1t.data.inspect.finding import ONE_TRIAL
 from viv1t.data.session import VARIABLES
 from viv1t.data.statistics import Moments, MouseStatistics, response_precision
 from viv1t.errors import ConfigError, DataError

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from viv1t.data.loader import Recordings
+from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError
-from viv1t.metrics import CorrelationAccumulator
 from viv1t.onnx_model import InputTransform, open_session, run_session
+from viv1t.scoring.correlation import CorrelationAccumulator
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
 
 TOLERANCE = 1e-4  # of float32, relative

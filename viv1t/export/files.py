@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 import viv1t
-from viv1t.config import RandomReadoutConfig
-from viv1t.data.loader import Recordings
+from viv1t.config.run import RandomReadoutConfig
+from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.export.check import Case, check_equal, precision_loss, random_cases, recorded_cases, validate_file
 from viv1t.export.graph import GraphCore, GraphModel, GraphReadout, check_known
 from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
-from viv1t.files import replacing
 from viv1t.model.twin import ViV1T
 from viv1t.onnx_model import FORMAT, InputTransform
-from viv1t.train.ensemble import data_config, load_models, open_recordings
-from viv1t.train.run_folder import RunFolder
+from viv1t.runs.ensemble import data_config, load_models, open_recordings
+from viv1t.runs.folder import RunFolder
+from viv1t.system.files import replacing
 from viv1t.types import FRAME_RATE, MAX_FRAMES
 
 logger = logging.getLogger("viv1t")

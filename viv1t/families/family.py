@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from viv1t.data.loader import Recordings
+from viv1t.data.recordings import Recordings
 from viv1t.model.twin import Neurons, ViV1T
 
 

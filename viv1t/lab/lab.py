@@ -17,20 +17,20 @@ import scipy
 import torch
 
 import viv1t
+import viv1t.lab.gratings as gratings
 from viv1t.errors import ConfigError
-from viv1t.files import write_text
-from viv1t.lab import gratings
 from viv1t.lab.experiments import contrast, direction, frequency, rf
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import Observer, Twin, digest_of
 from viv1t.lab.present import OverBudget, Shown, Theatre
 from viv1t.lab.protocols import BLOCKS, Layout
 from viv1t.lab.tables import FORMATS, read_table, table_of, write_table
-from viv1t.sources import opened_subjects
+from viv1t.prediction.sources import opened_subjects
+from viv1t.runs.ensemble import load_models
+from viv1t.runs.folder import RunFolder
 from viv1t.stimuli.geometry import SENSORIUM, Monitor
-from viv1t.train.ensemble import load_models
-from viv1t.train.run_folder import RunFolder
-from viv1t.train.trainer import best_device
+from viv1t.system.files import write_text
+from viv1t.training.trainer import best_device
 
 VERSION = 1  # of the tables: raised when the same responses would give others
 EXPERIMENTS = ("rf", "direction", "frequency", "contrast")

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from viv1t.data.device import MovieTransform
-from viv1t.data.synthetic_neurons import Population
+from viv1t.data.reading.device import MovieTransform
+from viv1t.data.synthetic.neurons import Population
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError, DataError
 from viv1t.inputs import STATES
 from viv1t.model.twin import ViV1T
+from viv1t.prediction.subject import Subject, SubjectModel, predict_long, state_of
 from viv1t.stimuli.geometry import FRAME_SIZE
-from viv1t.subject import Subject, SubjectModel, predict_long, state_of
-from viv1t.train.validate import ensemble_prediction
+from viv1t.training.validate import ensemble_prediction
 from viv1t.types import MAX_FRAMES, Batch, Mouse
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from viv1t.errors import ConfigError
-from viv1t.files import replacing
 from viv1t.lab.observers import Observer, check_answer, digest_of
 from viv1t.lab.protocols import Layout
-from viv1t.memory import available_bytes, peak_added_bytes
-from viv1t.progress import Progress, duration
 from viv1t.stimuli.parametric import grey
+from viv1t.system.files import replacing
+from viv1t.system.memory import available_bytes, peak_added_bytes
+from viv1t.system.progress import Progress, duration
 
 VERSION = 1  # of the layout of what is kept: raised when the same patterns would give other numbers
 _BATCH = {"cpu": 4, "cuda": 32}

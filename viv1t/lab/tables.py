@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from viv1t.errors import ConfigError, DataError
-from viv1t.files import replacing
+from viv1t.system.files import replacing
 from viv1t.types import Mouse
 
 if TYPE_CHECKING:

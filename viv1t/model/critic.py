@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config import CriticConfig
+from viv1t.config.run import CriticConfig
 from viv1t.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config import (
+from viv1t.config.run import (
     GruModulatorConfig,
     MlpModulatorConfig,
     MlpV2ModulatorConfig,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from viv1t.errors import ConfigError, DataError
-from viv1t.files import replacing
+from viv1t.system.files import replacing
 from viv1t.types import NEW_MICE, OLD_MICE
 
 if TYPE_CHECKING:

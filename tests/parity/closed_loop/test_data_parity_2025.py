@@ -13,10 +13,10 @@ import yaml
 from closed_loop_cases import closed_loop_folder, required
 from golden_files import golden_folder
 
+from viv1t.data.mice import open_recording
 from viv1t.data.session import VARIABLES, Session
 from viv1t.data.statistics import MouseStatistics, compute_statistics
 from viv1t.data.transform import Transform
-from viv1t.evaluate import family_scores
 from viv1t.families.closed_loop.data import (
     build_transform,
     find_sessions,
@@ -26,9 +26,10 @@ from viv1t.families.closed_loop.data import (
     over_pixels,
 )
 from viv1t.families.closed_loop.options import ClosedLoopDataConfig
-from viv1t.predict import predict
-from viv1t.train.ensemble import open_ensemble
-from viv1t.train.run_folder import RunFolder
+from viv1t.prediction.evaluate import family_scores
+from viv1t.prediction.trials import predict
+from viv1t.runs.ensemble import open_ensemble
+from viv1t.runs.folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS, Trial
 
 MICE = ("B", "F")
@@ -39,7 +40,7 @@ INPUTS, OUTPUTS = ("none", "standardize", "min_max"), ("none", "deviation", "min
 def sessions() -> dict[str, tuple[Session, MouseStatistics]]:
     required()
     folder = golden_folder() / "data" / "sensorium"
-    opened = {mouse: Session.open(folder / SENSORIUM_SESSIONS[mouse]) for mouse in MICE}
+    opened = {mouse: open_recording(folder / SENSORIUM_SESSIONS[mouse]) for mouse in MICE}
     return {mouse: (s, compute_statistics(s, s.trials("train"))) for mouse, s in opened.items()}
 
 
@@ -211,7 +212,7 @@ def test_a_published_run_is_evaluated_to_its_own_numbers(data: Path) -> None:
 
 def test_negative_responses_become_zero_without_a_scale(data: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(data, tmp_path / "data"))
-    session = Session.open(copied / "sensorium" / SENSORIUM_SESSIONS["G"])
+    session = open_recording(copied / "sensorium" / SENSORIUM_SESSIONS["G"])
     trial = session.trials("validation")[0]
     path = session.file("response", trial)
     values = np.load(path)

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from viv1t.kernels.attention.rotary import rotate
 
-from viv1t.criterion import share_criterion
 from viv1t.errors import ConfigError
 from viv1t.families.closed_loop.names import published_names, to_published
 from viv1t.model.layers.positions import Rotary, planar_positions, sinusoidal_positions
 from viv1t.model.readout import normalized_coordinates
 from viv1t.model.twin import ViV1T
+from viv1t.scoring.criterion import share_criterion
 
 
 class Run:

@@ -16,7 +16,7 @@ import viv1t
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.families.known import FAMILIES, family_of
-from viv1t.train.run_folder import RunFolder, save_published
+from viv1t.runs.folder import RunFolder, save_published
 
 
 @pytest.mark.parametrize("name", case_names("model"))
@@ -105,8 +105,8 @@ def test_a_checkpoint_of_the_other_family_is_one_clear_error(copy: Path) -> None
 
 
 def test_what_is_not_written_yet_is_refused_with_its_reason(copy: Path, tmp_path: Path) -> None:
-    from viv1t.attention_rollout import attention_rollout
     from viv1t.export.graph import check_known
+    from viv1t.prediction.attention_rollout import attention_rollout
 
     model = viv1t.load_model(copy)
     with pytest.raises(ConfigError, match="padded frames, registers, rotary positions, causal attention cannot be exp"):
@@ -140,15 +140,15 @@ def test_the_published_command_is_understood_and_refused_by_name(capsys: pytest.
 
 
 def test_a_core_of_the_other_family_is_no_start(copy: Path) -> None:
-    from viv1t.config import VivitConfig, check_same_core
+    from viv1t.config.run import VivitConfig, check_same_core
 
     with pytest.raises(ConfigError, match="has a core vivit of another family of models"):
         check_same_core(VivitConfig(), RunFolder(copy).config().core, "folder")
 
 
 def test_films_are_not_predicted_from_statistics_with_another_transform(tmp_path: Path) -> None:
-    from viv1t.sources import opened_subjects
-    from viv1t.train.ensemble import load_models
+    from viv1t.prediction.sources import opened_subjects
+    from viv1t.runs.ensemble import load_models
 
     folders = [RunFolder(required() / "run" / "run")]
     models, mice = load_models(folders, torch.device("cpu"))

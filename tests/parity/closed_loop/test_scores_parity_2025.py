@@ -16,9 +16,9 @@ from viv1t.families.closed_loop import metrics
 from viv1t.families.closed_loop.build import build_model
 from viv1t.families.closed_loop.names import published_names, to_published
 from viv1t.families.closed_loop.options import ClosedLoopConfig
-from viv1t.metrics import poisson_loss, sse
 from viv1t.model.twin import Neurons
 from viv1t.optim.plateau import EarlyStopping, Plateau
+from viv1t.scoring.correlation import poisson_loss, sse
 
 
 def same(found: Tensor | None, expected: list[float | None] | float) -> None:

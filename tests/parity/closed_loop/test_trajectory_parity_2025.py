@@ -10,7 +10,6 @@ import torch
 from closed_loop_cases import Case, case_names, closed_loop_folder, required
 from torch import Tensor, nn
 
-from viv1t.criterion import share_criterion
 from viv1t.families.closed_loop.names import published_names, to_published
 from viv1t.families.closed_loop.training import (
     build_clipping,
@@ -18,9 +17,10 @@ from viv1t.families.closed_loop.training import (
     load_published_optimizer,
     published_optimizer,
 )
-from viv1t.metrics import correlation
 from viv1t.optim.clipping import GradientClipping
 from viv1t.optim.schedule_free import ScheduleFreeAdamW
+from viv1t.scoring.correlation import correlation
+from viv1t.scoring.criterion import share_criterion
 
 
 class Trajectory(Case):

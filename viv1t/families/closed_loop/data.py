@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from viv1t.config import DataConfig
-from viv1t.data.loader import Recordings
-from viv1t.data.session import Session, discover
+from viv1t.config.run import DataConfig
+from viv1t.data.mice import discover, open_recording
+from viv1t.data.recordings import Recordings
+from viv1t.data.session import Session
 from viv1t.data.statistics import Moments, MouseStatistics, computed_statistics, response_precision
 from viv1t.data.transform import EPSILON, Affine, Transform
 from viv1t.errors import ConfigError, DataError, missing_folder
@@ -146,7 +147,7 @@ def find_sessions(config: ClosedLoopDataConfig) -> dict[str, Session]:
             f"--data_dir {root}: missing mice {', '.join(missing)}; there are {', '.join(found) or 'none'}: choose "
             "with --mouse_ids"
         )
-    return {mouse: Session.open(found[mouse], mouse) for mouse in wanted}
+    return {mouse: open_recording(found[mouse], mouse) for mouse in wanted}
 
 
 def open_recordings(

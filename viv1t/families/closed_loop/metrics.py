@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from viv1t.metrics import EPS, CorrelationAccumulator, correlation
+from viv1t.scoring.correlation import EPS, CorrelationAccumulator, correlation
 
 LEAST_POWER = 1e-4  # of the signal that repeats of a video share, below which a neuron has no normalised correlation
 

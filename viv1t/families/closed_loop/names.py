@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from viv1t.errors import CheckpointError
+from viv1t.families.sensorium2023.names import check_entries
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.output import LearnableSoftplus
-from viv1t.model.published import check_entries
 from viv1t.model.twin import ViV1T
 
 _BLOCK = r"core.vivit.\1_transformer.blocks.\2"

@@ -1,6 +1,6 @@
 """The options of 2025, by their published names and codes: one frozen dataclass per component.
 
-As in `viv1t.config`, a field carries its published flag, and integer codes become names at once.
+As in `viv1t.config.run`, a field carries its published flag, and integer codes become names at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from viv1t.config import NoCriticConfig, NoModulatorConfig, Options, ShifterConfig, _Checked, _decode, _encode, option
+from viv1t.config.run import (
+    NoCriticConfig,
+    NoModulatorConfig,
+    Options,
+    ShifterConfig,
+    _Checked,
+    _decode,
+    _encode,
+    option,
+)
 from viv1t.errors import ConfigError
 from viv1t.model.layers.patches import Padding
 from viv1t.types import MAX_FRAMES, SENSORIUM_SESSIONS, UNSCORED_FRAMES

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from viv1t.config import CORES, READOUTS, SELECTORS, DataConfig, RunConfig, VivitConfig, all_components
-from viv1t.data.loader import Recordings
-from viv1t.effects import published_slips
+from viv1t.config.effects import published_slips
+from viv1t.config.run import CORES, READOUTS, SELECTORS, DataConfig, RunConfig, VivitConfig, all_components
+from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.families.family import Family
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.grid import is_torn
-from viv1t.model.published import from_published, to_published
+from viv1t.families.sensorium2023.names import from_published, to_published
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from viv1t.config import (
+from viv1t.config.run import (
     FactorizedBaselineConfig,
     FactorizedReadoutConfig,
     Gaussian2dConfig,

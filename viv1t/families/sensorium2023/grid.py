@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from viv1t.config import VivitConfig
+from viv1t.config.run import VivitConfig
 from viv1t.errors import ConfigError
 from viv1t.model.layers.positions import most_square_grid
 

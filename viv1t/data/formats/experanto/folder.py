@@ -24,7 +24,7 @@ from viv1t.data.formats.experanto.sequence import Sequence
 from viv1t.data.npy import map_npy, read_npy
 from viv1t.data.values import inexact
 from viv1t.errors import DataError
-from viv1t.safe_yaml import read_yaml
+from viv1t.system.safe_yaml import read_yaml
 
 RESPONSES, EYE, TREADMILL = "responses", "eye_tracker", "treadmill"
 MODALITIES = ("image", "video", "blank", "invalid")

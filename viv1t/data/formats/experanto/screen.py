@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from viv1t.data.formats.sensorium.trial_video import read_array
 from viv1t.data.npy import read_npy
-from viv1t.data.trial_video import read_array
 from viv1t.errors import DataError
 
 GRACE = 1e-4  # seconds by which times are advanced, so that a frame is shown at its own time stamp
@@ -193,7 +193,7 @@ def area_resized(film: np.ndarray, size: tuple[int, int], what: str) -> np.ndarr
         raise DataError(f"{what}: frames of {rows} x {columns} would have to be enlarged to {size[0]} x {size[1]}")
     if abs(rows * size[1] / (columns * size[0]) - 1) > 0.01:
         raise DataError(f"{what}: frames of {rows} x {columns} have other proportions than {size[0]} x {size[1]}")
-    from viv1t.data.frames import area_shares  # recordings are also read where there is no PyTorch
+    from viv1t.stimuli.frames import area_shares  # recordings are also read where there is no PyTorch
 
     down, across = (
         area_shares(old, 0, old, new, new).astype(np.float32) for old, new in ((rows, size[0]), (columns, size[1]))

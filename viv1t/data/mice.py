@@ -1,0 +1,92 @@
+"""The mice of a run: their recordings found in a data folder and opened, in whatever form they lie there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from viv1t.config.run import DataConfig
+from viv1t.data.formats.sensorium.archive import extract_session
+from viv1t.data.formats.sensorium.session import RawSession
+from viv1t.data.session import Session
+from viv1t.data.store.packed import PackedSession
+from viv1t.data.survey import LETTERS, STORE_FILE, no_session, session_name, survey
+from viv1t.errors import ConfigError, DataError, missing_folder
+from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS
+
+logger = logging.getLogger("viv1t")
+
+
+def open_recording(path: Path, mouse_id: str | None = None) -> Session:
+    """Opens a session's folder, as recorded or packed; where there is only `<path>.zip`, unpacks it first.
+
+    Args:
+        path: folder, or its archive.
+        mouse_id: name of the mouse; default the letter of a published session, else the folder's name.
+
+    Raises:
+        DataError: what describes the session is missing, damaged or inconsistent.
+    """
+    path = Path(path)
+    archive = path if path.suffix == ".zip" and path.is_file() else path.parent / f"{path.name}.zip"
+    if not path.is_dir() and archive.is_file():
+        path = extract_session(archive)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
+    name = session_name(path)
+    kind: type[RawSession | PackedSession] = PackedSession if (path / STORE_FILE).is_file() else RawSession
+    return kind.open_folder(path, mouse_id or LETTERS.get(name, name))
+
+
+def find_sessions(config: DataConfig) -> dict[str, Session]:
+    """The mice of a run: published ones in the order of their letters, then others by name.
+
+    Raises:
+        ConfigError: `--mouse_ids` names a mouse that is not there or not in `--ds_mode`.
+        DataError: the folder or a session that is needed is missing or damaged.
+    """
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
+    surveyed = survey(folder)
+    found = surveyed.sessions
+    allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
+    chosen = allowed
+    if config.mouse_ids is not None:
+        wanted = {LETTERS.get(name, name) for name in config.mouse_ids}
+        if unknown := sorted(wanted - set(allowed)):
+            for finding in surveyed.left_out:
+                if finding.mouse_id.partition(".")[0] in unknown or finding.mouse_id in unknown:
+                    raise DataError(f"--mouse_ids {finding.mouse_id}: {finding.what}; {finding.fix}")
+            raise ConfigError(
+                f"--mouse_ids {', '.join(unknown)}: not among the mice of this --ds_mode in {folder}, which are "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        chosen = tuple(mouse for mouse in allowed if mouse in wanted)
+    if missing := [mouse for mouse in chosen if mouse not in found]:
+        names = ", ".join(f"{mouse} ({SENSORIUM_SESSIONS[mouse]})" for mouse in missing)
+        there = [mouse for mouse in chosen if mouse in found]
+        advice = f"--mouse_ids {' '.join(there)}" if there else "--ds_mode 2"
+        raise DataError(f"--data {folder}: missing mice {names}; {advice} uses what is there")
+    if not chosen:
+        raise no_session(folder, surveyed.left_out, option="--data ")
+    if config.mouse_ids is None:
+        for finding in surveyed.left_out:
+            logger.warning("%s", finding.line)
+    absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
+    everything = config.mice in ("all", "all_with_test") and config.mouse_ids is None
+    if everything and 0 < len(absent) < len(SENSORIUM_SESSIONS):
+        logger.warning("--data %s: of the ten published mice, %s are not there", folder, ", ".join(absent))
+    return {mouse: open_recording(found[mouse], mouse) for mouse in chosen}
+
+
+def discover(folder: Path) -> dict[str, Path]:
+    """Every session in the folder, as a folder or as an archive, in the order of a run; names what is left out.
+
+    Raises:
+        DataError: two entries are the same mouse.
+    """
+    found = survey(folder)
+    for finding in found.left_out:
+        logger.warning("%s", finding.line)
+    return found.sessions
