@@ -205,8 +205,8 @@ def test_output_dir_of_something_else(mice: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The data are not there either: nothing is read before this is known.
-    (tmp_path / "nowhere").mkdir()  # whose recordings are not looked at before the device
+    # There are no data either: nothing is read before this is known.
+    (tmp_path / "nowhere").mkdir()
     line = failed(words(tmp_path / "nowhere", tmp_path / "run", device="cuda"), capsys, status=2)
     assert line == "viv1t-train: error: --device cuda is not available here; use cpu\n"
     line = failed(words(tmp_path / "nowhere", tmp_path / "run", cache_data="gpu", device="cuda"), capsys, status=2)

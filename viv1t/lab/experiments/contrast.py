@@ -37,11 +37,10 @@ def _shown(
     films, rows = [], []
     for index in gratings:
         d, f, g = np.unravel_index(index, grid.shape[:3])
+        angle, frequency, hertz = float(grid.angles[d]), float(grid.frequencies[f]), float(grid.hertz[g])
         for c, contrast in enumerate(CONTRASTS):
             for p in range(phases):
-                films.append(
-                    wave(grid.angles[d], grid.frequencies[f], grid.hertz[g], 360 * p / phases, frame_size, contrast)
-                )
+                films.append(wave(angle, frequency, hertz, 360 * p / phases, frame_size, contrast))
                 rows.append((index, c, p))
     blanks = max(4, phases)
     films += [grey(BLOCKS.pattern, frame_size)] * blanks
