@@ -279,7 +279,7 @@ def test_bf16_is_close_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- the critic --------------------------------------------------------------------------------------------------------
 
-ROOMY = {"core_spatial_patch_size": 3, "core_spatial_patch_stride": 3}
+ROOMY = {"core_grid": "true", "core_spatial_patch_size": 3, "core_spatial_patch_stride": 3}
 
 
 def test_critic_learns_beside_the_model_and_leaves_it_alone() -> None:

@@ -54,7 +54,9 @@ class CoreOutputs:
             for m in recordings.mice
         }
         shapes = [(m, t, self._frames(recordings, m, t)) for m, ids in trials.items() for t in ids]
-        dtype = model.core_dtype(next(model.parameters()).device)
+        # --precision bf16 promises half the space, also where the processor multiplies in float32.
+        half = model.autocast == "always"
+        dtype = torch.bfloat16 if half else model.core_dtype(next(model.parameters()).device)
         numbers = sum(frames for _, _, frames in shapes) * prod((depth, *grid))
         held = _allocate(numbers, dtype, folder)
         log.info("the frozen core's maps of %d trials take %.1f GiB", len(shapes), numbers * dtype.itemsize / 2**30)
