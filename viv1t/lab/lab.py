@@ -22,6 +22,7 @@ from viv1t.errors import ConfigError
 from viv1t.lab.experiments import contrast, direction, frequency, rf
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import Observer, Twin, digest_of
+from viv1t.lab.pictures import draw
 from viv1t.lab.present import OverBudget, Shown, Theatre
 from viv1t.lab.protocols import BLOCKS, Layout
 from viv1t.lab.tables import FORMATS, read_table, table_of, write_table
@@ -129,6 +130,8 @@ class Lab:
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in states.items()}
         return {id: Twin(models, subject, arrays) for id, subject in subjects.items()}
 
+    experiments = EXPERIMENTS
+
     @property
     def mice(self) -> list[str]:
         """Ids of the mice."""
@@ -223,12 +226,16 @@ class Lab:
 
         return self._run("contrast", {"grid": repr(grid)}, plans, columns)
 
-    def all(self) -> dict[str, pd.DataFrame]:
-        """Every experiment for which there is time, those that say most a minute first; says what is left out."""
+    def all(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, pd.DataFrame]:
+        """Every experiment for which there is time, those that say most a minute first; says what is left out.
+
+        Args:
+            options: of each experiment that is not to have its defaults.
+        """
         tables = {}
-        for name in EXPERIMENTS:
+        for name in self.experiments:
             try:
-                tables[name] = getattr(self, name)()
+                tables[name] = getattr(self, name)(**(options or {}).get(name, {}))
             except OverBudget as error:
                 self._say(f"{name} is left out: {error}")
         return tables
@@ -260,6 +267,8 @@ class Lab:
                 table = table_of(observer.mouse, neurons, columns(observer, shown, responses, neurons))
                 if path is not None:
                     write_table(path, table)
+                    if self.plots:
+                        draw(name, table, observer, shown, responses, path.with_suffix(".png"))
                     write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
             tables.append(table)
         return pd.concat(tables, ignore_index=True)

@@ -187,7 +187,7 @@ class TrueNeurons:
 
 
 def recorded_units(transform: Transform, mouse_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a model's output is multiplied by, and what is added, to be in recorded units, over all frames: (N,) each.
+    """Factor and offset, (N,) each, that bring a model's output to recorded units, the same over time.
 
     They are the means over frames of what responses were divided by, and of what was taken from them before.
 

@@ -66,11 +66,13 @@ def table(
     good, reasons = np.zeros(len(neurons), bool), [""] * len(neurons)
     for first in range(0, len(neurons), _CHUNK):
         part = slice(first, first + _CHUNK)
-        on, off, field = maps(shown, responses[neurons[part]], frame_size)
+        summed = responses[neurons[part]]
+        finite = np.isfinite(summed).all(axis=(1, 2))
+        on, off, field = maps(shown, np.where(finite[:, None, None], summed, 0), frame_size)
         columns["ssi"][part], columns["on_off"][part] = spread_index(field), on_off_balance(on, off)
         for n, one in enumerate(field, first):
             if (fit := fit_gaussian(one)) is None:
-                reasons[n] = "response is not finite" if not np.isfinite(one).all() else "does not respond to dots"
+                reasons[n] = "does not respond to dots" if finite[n - first] else "response is not finite"
                 continue
             for name in _COLUMNS:
                 columns[name][n] = getattr(fit, name)
