@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,13 @@ def test_true_neurons_pass_the_gates_of_a_trained_model(seed: int) -> None:
     assert (np.diff(relative) > 0).all()
     np.testing.assert_allclose(relative, [0.05, 0.14, 0.41, 0.71], atol=0.08)
 
+    some = Lab({"F": observer}, out=None, neurons=np.flatnonzero(good & driven)[:20].tolist())
+    some._grids, some._theatres["F"]._memory = lab._grids, lab._theatres["F"]._memory
+    some.rf = partial(some.rf, step=4)  # type: ignore[method-assign]
+    sizes = some.size(centre_grid=2)
+    assert (sizes["si"] > 0).mean() >= 0.8
+    assert not sizes["published_inverse_tuned"].any()
+
     # Another neuron's truth is recovered by nothing.
     other = np.random.default_rng(seed).permutation(200)
     assert abs(correlation(fields["x"][good], truth["x"][other][good])) < 0.25
@@ -117,6 +125,27 @@ def test_true_neurons_pass_the_gates_of_a_trained_model(seed: int) -> None:
         )
         < 12
     )
+
+
+def test_size_and_context_of_true_neurons_and_what_they_do_not_have() -> None:
+    """They are divided by the whole frame's contrast, and have neither inverse tuning nor another surround."""
+    observer, _ = draw(8, 4)
+    lab = Lab({"F": observer}, out=None, neurons=[0, 1, 2])
+    lab._grids[("F", None)] = lab._grid(lab._theatres["F"], Grid(8, (0.05, 0.1), (2.0,), 2))
+    lab.rf = partial(lab.rf, step=4)  # type: ignore[method-assign]
+    sizes = lab.size(centre_grid=4)
+    assert (sizes["si"] > 0.2).all()
+    assert sizes["preferred"].between(30, 60).all()
+    assert (sizes["fit_r2"] > 0.9).all()
+    assert sizes["tuned"].all()
+    assert not sizes["published_inverse_tuned"].any()
+    assert (sizes["preferred_inverse"] == 0).all()  # the full field
+    context = lab.context(centre_grid=4)
+    # At 20 degrees the surround lies in the field: cross looks like suppression. At the preferred size it does not.
+    assert (context["cmi"] < -0.5).all()
+    assert (context["cmi_preferred"].abs() < 0.15).all()
+    onset = lab.onset(centre_grid=4)
+    assert onset["onset"].between(2 / 30, 10 / 30).all()
 
 
 def test_other_states_give_other_answers() -> None:

@@ -21,9 +21,13 @@ _EXPERIMENTS = {
     "direction": "direction and orientation tuning at each neuron's best frequencies",
     "frequency": "spatial and temporal frequency, and F1/F0",
     "contrast": "responses over contrast at a grating that drives the neuron nearly best",
-    "all": "all of these",
+    "size": "size tuning, of circles and holes at each neuron's field",
+    "context": "gratings at each neuron's field, and what surrounds them",
+    "onset": "how long after a pattern responses start; causal cores",
+    "all": "rf, direction, frequency, contrast and, with --neurons or --budget, size and context",
 }
 _GRID = ("direction", "frequency", "contrast")
+_AT_FIELDS = ("size", "context", "onset")
 _STIMULI = ("grating", "plaid", "gabor", "dot", "noise", "smooth", "grey")
 _WORDS = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(s|m|h)?")
 
@@ -100,6 +104,21 @@ def _add_experiment(parser: argparse.ArgumentParser, name: str) -> None:
         )
         parser.add_argument("--hertz", type=numbers, metavar="F,F", help="temporal frequencies (default 1,2,4)")
         parser.add_argument("--phases", type=int, metavar="N", help="of each grating (default 4)")
+    if name in (*_AT_FIELDS, "all"):
+        parser.add_argument(
+            "--centre_grid", type=int, metavar="N",
+            help="pixels to whose multiples centres are rounded, so that neurons share them (default 2)",
+        )  # fmt: skip
+    if name in _AT_FIELDS:
+        parser.add_argument(
+            "--own", action="store_true", default=None,
+            help="each neuron's own best grating (default with --neurons; else the nearest of four directions at the "
+            "mouse's median frequencies)",
+        )  # fmt: skip
+    if name == "size":
+        parser.add_argument(
+            "--published", action="store_true", help="directions 90 and 270, 0.04 cpd, 2 Hz, 12 repeats, random phases"
+        )
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the order of patterns (default 1234)")
     parser.add_argument("--batch_size", type=int, metavar="N", help="trials in a batch (default by memory)")
     parser.add_argument("--no_plots", action="store_true", help="tables alone")
@@ -152,9 +171,11 @@ def _experiment(args: argparse.Namespace) -> int:
         plots=not args.no_plots, progress=not args.quiet, say=_quiet if args.quiet else _say,
     ) as lab:  # fmt: skip
         names = lab.experiments if args.experiment == "all" else (args.experiment,)
-        options: dict[str, dict[str, Any]] = {name: {"grid": grid} for name in _GRID} | {
-            "rf": {"step": getattr(args, "step", None)}
-        }
+        options: dict[str, dict[str, Any]] = {name: {"grid": grid} for name in _GRID}
+        options["rf"] = {"step": getattr(args, "step", None)}
+        for name in _AT_FIELDS:
+            chosen = {n: getattr(args, n, None) for n in ("centre_grid", "own", "published")}
+            options[name] = {n: value for n, value in chosen.items() if value is not None}
         tables = lab.all(options) if args.experiment == "all" else {
             name: getattr(lab, name)(**options.get(name, {})) for name in names
         }  # fmt: skip

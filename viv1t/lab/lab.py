@@ -19,7 +19,8 @@ import torch
 import viv1t
 import viv1t.lab.gratings as gratings
 from viv1t.errors import ConfigError
-from viv1t.lab.experiments import contrast, direction, frequency, rf
+from viv1t.lab.centered import Groups, groups
+from viv1t.lab.experiments import context, contrast, direction, frequency, onset, rf, size
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import Observer, Twin, digest_of
 from viv1t.lab.pictures import draw
@@ -34,7 +35,9 @@ from viv1t.system.files import write_text
 from viv1t.training.trainer import best_device
 
 VERSION = 1  # of the tables: raised when the same responses would give others
+# Those that serve all neurons at once, and those whose patterns lie at each neuron's field.
 EXPERIMENTS = ("rf", "direction", "frequency", "contrast")
+AT_FIELDS = ("size", "context")
 
 Plans = Callable[[Theatre], list[Callable[[], Shown]]]
 Columns = Callable[[Observer, Shown, np.ndarray, np.ndarray], dict[str, Any]]
@@ -115,7 +118,8 @@ class Lab:
             )
             for id, observer in observers.items()
         }  # fmt: skip
-        self._grids: dict[tuple[str, Grid], gratings.Responses] = {}
+        self._grids: dict[tuple[str, Grid | None], gratings.Responses] = {}
+        self._some = not isinstance(neurons, str)
 
     def _twins(
         self, runs: list[Any], data: Any, mice: Sequence[str] | None, device: str | None, statistics: list[Any],
@@ -130,7 +134,11 @@ class Lab:
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in states.items()}
         return {id: Twin(models, subject, arrays) for id, subject in subjects.items()}
 
-    experiments = EXPERIMENTS
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Those that `all` does."""
+        limited = self._some or any(theatre.deadline is not None for theatre in self._theatres.values())
+        return (*EXPERIMENTS, *AT_FIELDS) if limited else EXPERIMENTS
 
     @property
     def mice(self) -> list[str]:
@@ -226,8 +234,81 @@ class Lab:
 
         return self._run("contrast", {"grid": repr(grid)}, plans, columns)
 
+    def size(self, *, centre_grid: int | None = None, own: bool | None = None, published: bool = False) -> pd.DataFrame:
+        """Size tuning, of circles and of holes at each neuron's field.
+
+        Args:
+            centre_grid: pixels to whose multiples centres are rounded, which neurons then share; default 2, or more
+                where the budget asks for it.
+            own: whether each neuron is shown its own best grating, in place of the nearest of four directions at the
+                mouse's median frequencies; default where `neurons` were chosen.
+            published: directions 90 and 270, 0.04 cycles a degree, 2 Hz, 12 repeats with random phases.
+
+        Returns:
+            See `viv1t.lab.experiments.size.table`.
+        """
+
+        def plans(theatre: Theatre) -> list[Callable[[], Shown]]:
+            return size.plans(
+                theatre.observer.frame_size, self._grouped(theatre, own), self.monitor, centre_grid=centre_grid,
+                published=published, seed=self.seed,
+            )  # fmt: skip
+
+        def columns(observer: Observer, shown: Shown, responses: np.ndarray, neurons: np.ndarray) -> dict[str, Any]:
+            return size.table(shown, responses, neurons, self.seed)
+
+        options = {"centre_grid": centre_grid, "own": own, "published": published}
+        return self._run("size", options, plans, columns)
+
+    def context(self, *, centre_grid: int | None = None, own: bool | None = None) -> pd.DataFrame:
+        """Contextual modulation by a surround that goes on, is turned, or is shifted. Arguments as of `size`.
+
+        Returns:
+            See `viv1t.lab.experiments.context.table`.
+        """
+
+        def plans(theatre: Theatre) -> list[Callable[[], Shown]]:
+            return context.plans(
+                theatre.observer.frame_size, self._grouped(theatre, own), self.monitor, centre_grid=centre_grid,
+                seed=self.seed,
+            )  # fmt: skip
+
+        def columns(observer: Observer, shown: Shown, responses: np.ndarray, neurons: np.ndarray) -> dict[str, Any]:
+            return context.table(shown, responses, neurons)
+
+        return self._run("context", {"centre_grid": centre_grid, "own": own}, plans, columns)
+
+    def onset(self, *, centre_grid: int | None = None, own: bool | None = None) -> pd.DataFrame:
+        """Onsets of responses to a circle and to a hole. Arguments as of `size`.
+
+        Returns:
+            See `viv1t.lab.experiments.onset.table`.
+
+        Raises:
+            ConfigError: a model is not causal: what follows a pattern would change when its response starts.
+        """
+
+        def plans(theatre: Theatre) -> list[Callable[[], Shown]]:
+            if not theatre.observer.causal:
+                raise ConfigError(
+                    f"mouse {theatre.observer.mouse.id}: onset needs a causal core, as those of 2025 are with "
+                    "core_use_causal_attention: this one looks at later frames, too"
+                )
+            return onset.plans(
+                theatre.observer.frame_size, self._grouped(theatre, own), self.monitor, centre_grid=centre_grid,
+                seed=self.seed,
+            )  # fmt: skip
+
+        def columns(observer: Observer, shown: Shown, responses: np.ndarray, neurons: np.ndarray) -> dict[str, Any]:
+            return onset.table(shown, responses, neurons)
+
+        return self._run("onset", {"centre_grid": centre_grid, "own": own}, plans, columns)
+
     def all(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, pd.DataFrame]:
         """Every experiment for which there is time, those that say most a minute first; says what is left out.
+
+        Those at each neuron's field take days for thousands of neurons: they are done where neurons were chosen, or
+        where there is a budget.
 
         Args:
             options: of each experiment that is not to have its defaults.
@@ -247,11 +328,19 @@ class Lab:
 
     def _grid(self, theatre: Theatre, grid: Grid | None) -> gratings.Responses:
         """Responses to the gratings, shown if they were not."""
-        shown = theatre.choose(self._grid_plans(grid)(theatre))
-        key = theatre.observer.mouse.id, shown.about
+        key = theatre.observer.mouse.id, grid
         if key not in self._grids:
+            shown = theatre.choose(self._grid_plans(grid)(theatre))
             self._grids[key] = shown.about.read(theatre.present(shown, "gratings"))
         return self._grids[key]
+
+    def _grouped(self, theatre: Theatre, own: bool | None) -> Callable[[int], Groups]:
+        """Gives the neurons' groups by centre and grating, for a grid of centres."""
+        id = theatre.observer.mouse.id
+        fields = self.rf()
+        fields, responses = fields[fields["mouse"] == id], self._grid(theatre, None)
+        alone = self._some if own is None else own
+        return lambda step: groups(fields, responses, self._neurons[id], centre_grid=step, own=alone)
 
     def _run(self, name: str, options: Mapping[str, Any], plans: Plans, columns: Columns) -> pd.DataFrame:
         """Shows, computes and writes an experiment for every mouse; what is there already is read."""

@@ -30,6 +30,7 @@ class Observer(Protocol):
         mouse: whose neurons answer.
         frame_size: (H, W) of films.
         longest: frames of the longest trial that it answers well.
+        causal: whether an answer depends on the frames up to it alone.
         identity: a digest of all that answers depend on beside the films.
         facts: what the record of an experiment says of it.
     """
@@ -37,6 +38,7 @@ class Observer(Protocol):
     mouse: Mouse
     frame_size: tuple[int, int]
     longest: int
+    causal: bool
 
     @property
     def identity(self) -> str: ...
@@ -72,6 +74,7 @@ class Twin:
     ) -> None:
         self._long = SubjectModel(models, subject)
         self.longest = self._long.trained
+        self.causal = all(bool(getattr(model.core, "causal", False)) for model in models)
         self.models, self.subject, self.mouse = models, subject, subject.mouse
         self.frame_size = models[0].frame_size
         self.device = next(models[0].parameters()).device
@@ -161,6 +164,7 @@ class TrueNeurons:
 
     frame_size = FRAME_SIZE
     longest = MAX_FRAMES
+    causal = True
 
     def __init__(self, mouse: Mouse, cells: Population, states: Mapping[str, np.ndarray] | None = None) -> None:
         self.mouse, self.cells = mouse, cells

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,31 @@ VERSION = 1  # of the layout of what is kept: raised when the same patterns woul
 _BATCH = {"cpu": 4, "cuda": 32}
 
 
+class Films(Sequence[np.ndarray]):
+    """Patterns that are made when they are shown.
+
+    Args:
+        make: gives the film (T, H, W) uint8 of a row of `rows`.
+        rows: (P, K) parameters.
+        about: what else decides the films, which are not looked at to tell whether they were shown before.
+    """
+
+    def __init__(self, make: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, about: str) -> None:
+        self._make, self.rows, self._about = make, rows, about
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise TypeError("films are made one at a time")
+        return self._make(self.rows[index])
+
+    def digest(self) -> str:
+        """Of the parameters."""
+        return digest_of([self._about.encode(), repr(self.rows.shape).encode(), self.rows.astype(np.float64).tobytes()])
+
+
 @dataclass(frozen=True)
 class Shown:
     """What an experiment shows, and what it takes of each response.
@@ -34,7 +60,7 @@ class Shown:
         weights: (layout.pattern, R), or (P, layout.pattern, R): each of the R numbers taken of a pattern is the sum of
             the response times a column; None takes every frame.
         seed: of the order in which patterns are shown; a pattern's place in a trial is left to chance, so that what a
-            place adds averages out.
+            place adds averages out. None shows them as they come.
         about: what made the patterns, for whoever reads the responses.
     """
 
@@ -42,7 +68,7 @@ class Shown:
     patterns: Sequence[np.ndarray]
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
     weights: np.ndarray | None = None
-    seed: int = 1234
+    seed: int | None = 1234
     about: Any = None
 
     def __post_init__(self) -> None:
@@ -57,17 +83,21 @@ class Shown:
     def order(self) -> np.ndarray:
         """The pattern at each place of each trial, (trials, count); -1 is grey."""
         order = np.full(self.trials * self.layout.count, -1)
-        order[: len(self.patterns)] = np.random.default_rng(self.seed).permutation(len(self.patterns))
+        places = np.arange(len(self.patterns))
+        order[: len(places)] = places if self.seed is None else np.random.default_rng(self.seed).permutation(places)
         return order.reshape(self.trials, self.layout.count)
+
+    @cached_property
+    def _films(self) -> str:
+        if isinstance(self.patterns, Films):
+            return self.patterns.digest()
+        films = [np.ascontiguousarray(pattern, np.uint8) for pattern in self.patterns]
+        return digest_of([repr(films[0].shape).encode(), *(film.tobytes() for film in films)])
 
     def digest(self) -> str:
         """Of the films and all else that decides the numbers."""
         weights = b"" if self.weights is None else np.ascontiguousarray(self.weights, np.float64).tobytes()
-        films = [np.ascontiguousarray(pattern, np.uint8) for pattern in self.patterns]
-        size = repr(films[0].shape).encode()
-        return digest_of(
-            [repr((VERSION, self.layout, self.seed)).encode(), size, weights, *(f.tobytes() for f in films)]
-        )
+        return digest_of([repr((VERSION, self.layout, self.seed)).encode(), self._films.encode(), weights])
 
 
 class OverBudget(ConfigError):
@@ -105,7 +135,8 @@ class Theatre:
 
     def fit(self, shown: Shown) -> Shown:
         """The same patterns, in trials that are not longer than the observer knows."""
-        return replace(shown, layout=shown.layout.within(self.observer.longest))
+        layout = shown.layout.within(self.observer.longest)
+        return shown if layout == shown.layout else replace(shown, layout=layout)
 
     def cost(self, frames: int) -> float:
         """Seconds of a timed pass of one grey trial of so many frames; the second of two where they are quick."""
@@ -214,6 +245,8 @@ class Theatre:
 
     def _check(self, shown: Shown) -> None:
         expected = (shown.layout.pattern, *self.observer.frame_size)
+        if isinstance(shown.patterns, Films):
+            return
         for index, pattern in enumerate(shown.patterns):
             if pattern.shape != expected:
                 raise ConfigError(f"pattern {index} must be (T, H, W) = {expected}, not {pattern.shape}")
