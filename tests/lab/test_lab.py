@@ -124,20 +124,25 @@ def test_what_is_finished_is_read_and_what_decides_it_is_written(tmp_path: Path,
 
 
 def test_all_leaves_out_what_there_is_no_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {name: {"grid": GRID} for name in ("direction", "frequency", "contrast")}
+    monkeypatch.setattr("viv1t.lab.present.time.monotonic", lambda: 0.0)
+
+    def lab_with(room: float, said: list[str]) -> Lab:
+        lab = Lab({"F": Linear()}, out=None, budget=1000, say=said.append)
+        theatre = lab._theatres["F"]
+        theatre.deadline, theatre._passes = room, {300: 1.0}
+        return lab
+
+    assert list(lab_with(100.0, []).all(options)) == ["rf", "direction", "frequency", "contrast", "size", "context"]
     said: list[str] = []
-    lab = Lab({"F": Linear()}, out=None, budget=1000, say=said.append)
-    theatre = next(iter(lab._theatres.values()))
-    now = [0.0]
-    monkeypatch.setattr("viv1t.lab.present.time.monotonic", lambda: now[0])
-    theatre.deadline, theatre._passes = 29.0, {300: 1.0}
-    tables = lab.all({name: {"grid": GRID} for name in ("direction", "frequency", "contrast")})
-    assert list(tables) == ["rf", "direction", "frequency", "contrast"]
-    theatre.deadline, theatre._passes, theatre._memory = 8.5, {300: 1.0}, {}
-    tables = lab.all({name: {"grid": GRID} for name in ("direction", "frequency", "contrast")})
-    assert list(tables) == ["rf"]  # every 4 pixels in place of 2: 6 trials in place of 24
-    assert [line.split(" is left out")[0] for line in said[-3:]] == ["direction", "frequency", "contrast"]
+    lab = lab_with(8.5, said)
+    assert list(lab.all(options)) == ["rf"]  # every 4 pixels in place of 2: 6 trials in place of 24
+    left_out = [line.split(" is left out")[0] for line in said if "is left out" in line]
+    assert left_out == ["direction", "frequency", "contrast", "size", "context"]
     with pytest.raises(OverBudget, match="--budget"):
         lab.direction(GRID)
+    # Without a budget what takes days is not begun.
+    assert Lab({"F": Linear()}, out=None).experiments == ("rf", "direction", "frequency", "contrast")
 
 
 @pytest.mark.parametrize(
