@@ -12,7 +12,7 @@ import torch
 from tiny_runs import ran, script_validation, train
 
 from viv1t.cli.lab import main, seconds
-from viv1t.data.movie import Movie
+from viv1t.stimuli.film import Movie
 from viv1t.stimuli.geometry import circle
 from viv1t.stimuli.parametric import dot, grating, smooth_images
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from viv1t.errors import ConfigError
-from viv1t.files import replacing
+from viv1t.system.files import replacing
 from viv1t.types import FRAME_RATE
 
 ENDINGS = (".mkv", ".avi", ".npy")
