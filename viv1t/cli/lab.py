@@ -162,7 +162,7 @@ def _experiment(args: argparse.Namespace) -> int:
     grid = None
     chosen = {n: getattr(args, n, None) for n in ("directions", "frequencies", "hertz", "phases")}
     if any(value is not None for value in chosen.values()):
-        default = {"directions": 8, "frequencies": FREQUENCIES, "hertz": HERTZ, "phases": 4}
+        default: dict[str, Any] = {"directions": 8, "frequencies": FREQUENCIES, "hertz": HERTZ, "phases": 4}
         grid = Grid(**(default | {n: v for n, v in chosen.items() if v is not None}))
     with Lab(
         args.runs, args.data, args.mouse_ids, args.out, args.device, statistics=args.statistics or (),

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viv1t.lab.experiments import contrast, rf
+from viv1t.lab.experiments import context, contrast, rf, size
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import Observer
 from viv1t.lab.present import Shown
 from viv1t.lab.tuning import VonMises, aligned
 from viv1t.plot import lab as plot
+from viv1t.stimuli.parametric import CONTEXTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +81,16 @@ def _frequency(table: pd.DataFrame, observer: Observer, shown: Shown, responses:
         "F1/F0": table["f1_f0"].to_numpy(),
     }  # fmt: skip
     plot.curves(
-        np.asarray(grid.frequencies), curves[chosen], _names(table, chosen), histograms, out, label="cycles a pixel",
-        logarithmic=True, population=curves, title=_title("Spatial frequency", observer),
-    )  # fmt: skip
+        np.asarray(grid.frequencies),
+        {"": curves[chosen]},
+        _names(table, chosen),
+        histograms,
+        out,
+        label="cycles a pixel",
+        logarithmic=True,
+        population=curves,
+        title=_title("Spatial frequency", observer),
+    )
 
 
 def _contrast(table: pd.DataFrame, observer: Observer, shown: Shown, responses: np.ndarray, out: Path) -> None:
@@ -90,9 +98,56 @@ def _contrast(table: pd.DataFrame, observer: Observer, shown: Shown, responses: 
     chosen = plot.spread(curves.max(axis=1))
     histograms = {"c50": table["c50"].to_numpy(), "exponent": table["exponent"].to_numpy()}
     plot.curves(
-        np.array([0.0, *contrast.CONTRASTS]), curves[chosen], _names(table, chosen), histograms, out, label="contrast",
-        population=curves, title=_title("Contrast", observer),
-    )  # fmt: skip
+        np.array([0.0, *contrast.CONTRASTS]),
+        {"": curves[chosen]},
+        _names(table, chosen),
+        histograms,
+        out,
+        label="contrast",
+        population=curves,
+        title=_title("Contrast", observer),
+    )
 
 
-_DRAWN = {"rf": _rf, "direction": _direction, "frequency": _frequency, "contrast": _contrast}
+def _size(table: pd.DataFrame, observer: Observer, shown: Shown, responses: np.ndarray, out: Path) -> None:
+    curves, inverse = (np.stack(table[name].to_list()) for name in ("curve", "curve_inverse"))
+    chosen = plot.spread(curves.max(axis=1))
+    histograms = {"preferred (°)": table["preferred"].to_numpy(), "suppression index": table["si"].to_numpy()}
+    plot.curves(
+        size.SIZES,
+        {"in a circle": curves[chosen], "around it": inverse[chosen]},
+        _names(table, chosen),
+        histograms,
+        out,
+        label="size (°)",
+        population=curves,
+        title=_title("Size", observer),
+    )
+
+
+def _context(table: pd.DataFrame, observer: Observer, shown: Shown, responses: np.ndarray, out: Path) -> None:
+    curves = {kind: np.stack(table[f"curve_{kind}"].to_list()) for kind in CONTEXTS}
+    chosen = plot.spread(curves["center"].max(axis=1))
+    histograms = {
+        "index at 20°": table["cmi"].to_numpy(), "index at the preferred size": table["cmi_preferred"].to_numpy()
+    }  # fmt: skip
+    plot.curves(
+        context.SIZES,
+        {kind: values[chosen] for kind, values in curves.items()},
+        _names(table, chosen),
+        histograms,
+        out,
+        label="size (°)",
+        population=curves["center"],
+        title=_title("Context", observer),
+    )
+
+
+_DRAWN = {
+    "rf": _rf,
+    "direction": _direction,
+    "frequency": _frequency,
+    "contrast": _contrast,
+    "size": _size,
+    "context": _context,
+}

@@ -66,7 +66,7 @@ def fields(
     good = population["good"].astype(bool)
     x, y = population["x"][good], population["y"][good]
     with drawing(out, (9.2, 0.9 + 1.45 * down + 2.6), dpi, format) as (figure, path):
-        top, bottom = figure.subfigures(2, 1, height_ratios=[max(1.45 * down, 0.5), 2.6])
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[max(1.45 * down, 0.5), 2.6]))
         panels = top.subplots(max(down, 1), across, squeeze=False).ravel()
         for n, ax in enumerate(panels):
             if n >= len(maps):
@@ -153,7 +153,7 @@ def directions(
     across = 6
     down = -(-len(curves) // across)
     with drawing(out, (9.2, 0.7 + 1.75 * down + 2.3), dpi, format) as (figure, path):
-        top, bottom = figure.subfigures(2, 1, height_ratios=[max(1.75 * down, 0.5), 2.3])
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[max(1.75 * down, 0.5), 2.3]))
         panels = top.subplots(max(down, 1), across, squeeze=False, subplot_kw={"projection": "polar"}).ravel()
         for n, ax in enumerate(panels):
             if n >= len(curves):
@@ -197,7 +197,7 @@ def directions(
 
 def curves(
     x: Array,
-    examples: Array,
+    examples: Mapping[str, Array],
     names: Sequence[str],
     histograms: Mapping[str, Array],
     out: str | Path,
@@ -213,7 +213,7 @@ def curves(
 
     Args:
         x: (K,) places on the axis.
-        examples: (n, K) responses.
+        examples: (n, K) responses of each kind, the first the one that matters most.
         names: n titles.
         histograms: (N,) values of each name.
         out: the figure; its ending says the format unless `format` does.
@@ -227,17 +227,21 @@ def curves(
     Returns:
         The figure's path.
     """
-    across = 6
-    down = -(-len(examples) // across)
+    from matplotlib.lines import Line2D
+
+    across, shown = 6, list(examples.values())
+    colors = (PREDICTED, EXPECTED, MUTED, INK)
+    down = -(-len(names) // across)
     with drawing(out, (9.2, 0.7 + 1.3 * down + 2.3), dpi, format) as (figure, path):
-        top, bottom = figure.subfigures(2, 1, height_ratios=[max(1.3 * down, 0.5), 2.3])
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[max(1.3 * down, 0.5), 2.3]))
         panels = top.subplots(max(down, 1), across, squeeze=False, sharex=True).ravel()
         for n, ax in enumerate(panels):
-            if n >= len(examples):
+            if n >= len(names):
                 ax.set_visible(False)
                 continue
-            ax.plot(x, examples[n], "o-", color=PREDICTED, markersize=3, linewidth=1.1)
-            ax.set_ylim(bottom=min(0.0, float(np.nanmin(examples[n])) if np.isfinite(examples[n]).any() else 0.0))
+            for kind, color in zip(shown, colors, strict=False):
+                ax.plot(x, kind[n], "o-", color=color, markersize=3, linewidth=1.1)
+            ax.set_ylim(bottom=min(0.0, *(float(np.nanmin(k[n])) for k in shown if np.isfinite(k[n]).any()), 0.0))
             if logarithmic:
                 _logarithmic(ax, x, few=True)
             ax.set_title(names[n], fontsize=8)
@@ -256,6 +260,9 @@ def curves(
                 _logarithmic(axes[-1], x)
             axes[-1].set(xlabel=label, ylim=(min(0, axes[-1].get_ylim()[0]), 1.05))
             axes[-1].set_title(f"share of the peak, {len(shares)} neurons")
+        if len(examples) > 1:
+            lines = [Line2D([], [], color=color, label=kind) for kind, color in zip(examples, colors, strict=False)]
+            figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return path
 

@@ -98,7 +98,7 @@ def table(shown: Shown, responses: np.ndarray, neurons: np.ndarray, seed: int) -
     """
     made: Groups = shown.about
     curves = np.full((len(neurons), len(SIZES), 2), np.nan)
-    for row, (n, group) in enumerate(zip(neurons, made.member, strict=True)):
+    for row, (n, group) in enumerate(zip(neurons, made.member.tolist(), strict=True)):
         if group < 0:
             continue
         if "centres" in shown.parameters:
@@ -115,7 +115,7 @@ def table(shown: Shown, responses: np.ndarray, neurons: np.ndarray, seed: int) -
     fits = [fit_sizes(c[:, 0], SIZES) if well else None for c, well in zip(curves, known, strict=True)]
     base, top, last = curves[:, 0, 0], curves[:, :, 0].max(1), curves[:, -1, 0]
     r2 = np.array([np.nan if fit is None else fit.r2 for fit in fits])
-    for row in np.flatnonzero(known):
+    for row in np.flatnonzero(known).tolist():
         if fits[row] is None:
             reasons[row] = "does not respond to gratings at its field"
     shape = {name: np.where(known, made.shown[made.member, i], np.nan) for i, name in enumerate(
