@@ -13,6 +13,21 @@ from viv1t.lab.gratings import Responses
 _STEP = 45.0  # degrees between the directions that neurons share
 
 
+class NowhereToShow(ConfigError):
+    """No neuron of a mouse has a place and a grating at which patterns could be shown.
+
+    Attributes:
+        reasons: why, of each neuron.
+    """
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__(
+            "no neuron has both a good receptive field and a response to gratings: there is nowhere to show a pattern; "
+            "see the column reason"
+        )
+        self.reasons = reasons
+
+
 @dataclass(frozen=True)
 class Groups:
     """Who is shown what.
@@ -40,7 +55,8 @@ def groups(fields: pd.DataFrame, responses: Responses, neurons: np.ndarray, *, c
             direction the nearest of four 45 degrees apart to its preferred orientation.
 
     Raises:
-        ConfigError: the step is not positive, or no neuron has a good field and is driven by gratings.
+        ConfigError: the step is not positive.
+        NowhereToShow: no neuron has a good field and is driven by gratings.
     """
     if centre_grid < 1:
         raise ConfigError(f"--centre_grid must be at least 1 pixel, not {centre_grid}")
@@ -48,10 +64,7 @@ def groups(fields: pd.DataFrame, responses: Responses, neurons: np.ndarray, *, c
     reasons = [f"field: {why}" if why else every[n] for n, why in zip(neurons, fields["reason"], strict=True)]
     well = np.array([not why for why in reasons])
     if not well.any():
-        raise ConfigError(
-            "no neuron has both a good receptive field and a response to gratings: there is nowhere to show a pattern; "
-            "see the column reason of rf and direction"
-        )
+        raise NowhereToShow(reasons)
     best = responses.best()[neurons]
     x, y = (np.round(fields[axis].fillna(0).to_numpy() / centre_grid) * centre_grid for axis in "xy")
     d, f, g = (np.asarray(values)[best[:, i]] for i, values in enumerate((grid.angles, grid.frequencies, grid.hertz)))

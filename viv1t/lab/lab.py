@@ -19,7 +19,7 @@ import torch
 import viv1t
 import viv1t.lab.gratings as gratings
 from viv1t.errors import ConfigError
-from viv1t.lab.centered import Groups, groups
+from viv1t.lab.centered import Groups, NowhereToShow, groups
 from viv1t.lab.experiments import context, contrast, direction, frequency, onset, rf, size
 from viv1t.lab.gratings import Grid
 from viv1t.lab.observers import Observer, Twin, digest_of
@@ -347,9 +347,16 @@ class Lab:
         tables = []
         for id, theatre in self._theatres.items():
             observer, neurons = theatre.observer, self._neurons[id]
-            shown = theatre.choose(plans(theatre))
-            record = self._record(name, options, observer, shown, neurons)
             path = self._path(observer, name)
+            try:
+                shown = theatre.choose(plans(theatre))
+            except NowhereToShow as error:
+                self._say(f"{name}, mouse {id}: {error}")
+                tables.append(table_of(observer.mouse, neurons, {"reason": error.reasons}))
+                if path is not None:
+                    write_table(path, tables[-1])
+                continue
+            record = self._record(name, options, observer, shown, neurons)
             table = None if path is None else _finished(path, record["digest"])
             if table is None:
                 responses = theatre.present(shown, name)
