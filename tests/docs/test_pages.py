@@ -1,0 +1,81 @@
+"""Every command that the documentation shows runs, on tiny mice and a tiny model, in the order of its page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from tiny_runs import VIVIT, as_arguments, script_validation, train
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+# What makes a command of the published size run here; everything else stands as on the page.
+SMALLER = as_arguments(VIVIT | {"epochs": 1, "crop_frame": 40, "batch_size": 2, "num_workers": 1, "device": "cpu"})
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+UNTESTED = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Commands that set up a machine, take minutes, or need several of them: shown in ```bash.
+MAY_BE_UNTESTED = re.compile(
+    r"(make (demo|test|docs)|pip install|git clone|cd |torchrun|srun|python -m venv|\. |source |pytest|apt |mkdocs"
+    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|export |head=|#)"
+)
+
+
+def commands(text: str, fence: re.Pattern[str]) -> list[str]:
+    """The commands in a page's blocks, continued lines joined, comments left out."""
+    lines = "\n".join(fence.findall(text)).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+#.*$", "", line).strip() for line in lines) if line]
+
+
+@pytest.fixture(scope="module")
+def workspace(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages speak of: recordings, runs of two seeds on them, and a film."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for session in mice.iterdir():
+        if not session.name.startswith("dynamic29156"):  # the pages' runs are on F and G
+            shutil.copytree(session, folder / "data" / "sensorium" / session.name)
+    shutil.copytree(next((folder / "data/sensorium").iterdir()), folder / "data" / "mine" / "my-recording")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        script_validation(patch, [0.3])
+        for name, seed in (("test", 1), ("again", 2)):
+            options = {"ds_mode": 3, "mouse_ids": None, "epochs": 1, "seed": seed}
+            train(Path("data/sensorium"), Path("runs/vivit") / name, **options)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_of_a_page(
+    page: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = page.read_text()
+    for command in commands(text, UNTESTED):
+        assert MAY_BE_UNTESTED.match(command), f"{page.name}: show this in ```sh, so that it is tested: {command}"
+    found = commands(text, SHELL)
+    if not found:
+        pytest.skip("the page shows no command that runs here")
+    here = tmp_path / "here"
+    shutil.copytree(workspace, here)
+    if "film.mp4" in text:
+        small_videos = pytest.importorskip("small_videos")
+        small_videos.write_video(here / "film.mp4", small_videos.moving_pattern(40, 72, 128))
+    monkeypatch.chdir(here)
+    script_validation(monkeypatch, [0.3], mice=("F", "G", "my-recording"))
+    for command in found:
+        program, *arguments = shlex.split(command)
+        module, _, function = SCRIPTS[program].partition(":")
+        if program == "viv1t-train":
+            arguments += SMALLER
+        status = getattr(import_module(module), function)(arguments)
+        assert status == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
+
+
+def test_pages_link_to_files_that_are_there() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
