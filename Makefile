@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test
+.PHONY: demo docs test
 
 demo: $(VENV)/.viv1t-installed
 	$(BIN)/viv1t-train --demo
@@ -17,11 +17,15 @@ test: $(VENV)/.viv1t-test-installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# The site, in `site/`.
+docs: $(VENV)/.viv1t-test-installed
+	$(BIN)/python -m mkdocs build --strict
+
 $(VENV)/.viv1t-installed: $(SOURCES)
 	$(INSTALL) .
 	touch $@
 
 # With every extra, so that the tests of optional parts run.
 $(VENV)/.viv1t-test-installed: $(SOURCES)
-	$(INSTALL) '.[dali,dev,lab,onnx,submission,tensorboard,test,triton,video,wandb]'
+	$(INSTALL) '.[dali,dev,docs,lab,onnx,submission,tensorboard,test,triton,video,wandb]'
 	touch $@ $(VENV)/.viv1t-installed

@@ -61,7 +61,8 @@ class Lab:
         neurons: places of the neurons that tables hold, or `all`.
         format: `parquet` or `csv`.
         monitor: turns pixels into degrees.
-        behavior, pupil_center: (2,) as recorded, the same over every film; default the training medians.
+        behavior: (2,) as recorded, the same over every film; default the training medians.
+        pupil_center: likewise.
         budget: seconds that all experiments together may take; leaner protocols are chosen by it. None is no limit.
         batch_size: trials in a batch; default by memory.
         seed: of the order of patterns, and of shufflings.

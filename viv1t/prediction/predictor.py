@@ -119,7 +119,8 @@ class Predictor:
 
         Args:
             path: mp4, mkv, webm, avi or mov.
-            behavior, pupil_center: as recorded, (2,) or (2, T); default the median of training.
+            behavior: as recorded, (2,) or (2, T); default the median of training.
+            pupil_center: likewise.
             mouse_id: as for `predict`.
             fit: how the film gets the model's proportions: crop, pad or stretch.
 
