@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # What makes a command of the published size run here; everything else stands as on the page.
-SMALLER = as_arguments(VIVIT | {"epochs": 1, "crop_frame": 40, "batch_size": 2, "num_workers": 1, "device": "cpu"})
+SMALLER = as_arguments(
+    VIVIT | {"core_pos_encoding": 0, "epochs": 1, "crop_frame": 40, "batch_size": 2, "num_workers": 1, "device": "cpu"}
+)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 UNTESTED = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Commands that set up a machine, take minutes, or need several of them: shown in ```bash.
 MAY_BE_UNTESTED = re.compile(
     r"(make (demo|test|docs)|pip install|git clone|cd |torchrun|srun|python -m venv|\. |source |pytest|apt |mkdocs"
-    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|export |head=|#)"
+    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|viv1t-lab (rf|all|size) |export |head=|#)"
 )
 
 
@@ -54,7 +56,7 @@ def workspace(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         learning(patch)
         for name, seed in (("test", 1), ("again", 2)):
-            options = {"ds_mode": 3, "mouse_ids": None, "epochs": 1, "seed": seed}
+            options = {"ds_mode": 3, "mouse_ids": None, "epochs": 1, "seed": seed, "core_pos_encoding": 0}
             train(Path("data/sensorium"), Path("runs/vivit") / name, **options)
     return folder
 

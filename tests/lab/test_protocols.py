@@ -82,3 +82,17 @@ def test_what_does_not_fit_a_layout_is_refused() -> None:
         BLOCKS.film([np.zeros((29, 2, 3), np.uint8)])
     with pytest.raises(ConfigError, match="first starts at frame 75"):
         BLOCKS.responses(np.zeros((1, 200)))
+
+
+@pytest.mark.parametrize(
+    ("frames", "lead", "count"), [(299, 60, 19), (80, 60, 1), (71, 59, 1), (40, 28, 1), (12, 0, 1)]
+)
+def test_shorter_windows_hold_fewer_patterns_or_one_with_less_grey(frames: int, lead: int, count: int) -> None:
+    shorter = DOTS.within(frames)
+    assert (shorter.lead, shorter.count) == (lead, count)
+    assert shorter.frames <= frames
+
+
+def test_windows_that_hold_no_pattern_are_refused() -> None:
+    with pytest.raises(ConfigError, match="knows windows of 11 frames: train with a larger --crop_frame"):
+        DOTS.within(11)

@@ -65,7 +65,7 @@ class Layout:
                 f"windows of {frames} frames: train with a larger --crop_frame"
             )
         count = (frames - self.lead) // self.block
-        return replace(self, count=count) if count else replace(self, lead=frames - self.block, count=1)
+        return replace(self, count=count) if count > 0 else replace(self, lead=frames - self.block, count=1)
 
     def onsets(self) -> np.ndarray:
         """First frame of each pattern, (count,)."""
