@@ -27,7 +27,8 @@ UNTESTED = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTA
 # Commands that set up a machine, take minutes, or need several of them: shown in ```bash.
 MAY_BE_UNTESTED = re.compile(
     r"(make (demo|test|docs)|pip install|git clone|cd |torchrun|srun|python -m venv|\. |source |pytest|apt |mkdocs"
-    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|viv1t-lab (rf|all|size) |export |head=|#)"
+    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|viv1t-lab (rf|all|size) "
+    r"|export |head=|#)"
 )
 
 
