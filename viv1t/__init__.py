@@ -1,7 +1,9 @@
 """Digital twins of mouse visual cortex: the ViV1T model, its training and its use.
 
-`Predictor` and `OnnxModel` take movies as recorded, `Stream` takes one frame after the other; `load_model` gives the
-model alone. `Lab` experiments on a trained twin. Errors are in `viv1t.errors`.
+`train`, `evaluate`, `predict` and `predict_film` do what the commands do, on run folders. `open_recordings` gives the
+mice of a data folder, `synthesize` makes some. `Predictor` and `OnnxModel` take movies as recorded, `Stream` takes one
+frame after the other; `load_model` gives the model alone. `Lab` experiments on a trained twin. Errors are in
+`viv1t.errors`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,18 @@ if TYPE_CHECKING:
 
     import torch
 
+    from viv1t import errors as errors
+    from viv1t.config.run import RunConfig as RunConfig
+    from viv1t.data.synthetic.mice import synthesize as synthesize
     from viv1t.lab.lab import Lab as Lab
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
     from viv1t.prediction.predictor import Predictor as Predictor
+    from viv1t.recipes.interface import evaluate as evaluate
+    from viv1t.recipes.interface import open_recordings as open_recordings
+    from viv1t.recipes.interface import predict as predict
+    from viv1t.recipes.interface import predict_film as predict_film
+    from viv1t.recipes.interface import train as train
     from viv1t.stream import Stream as Stream
 
 # In an editable install the kernels live in another folder; this lets `viv1t.kernels` be found there.
@@ -28,8 +38,9 @@ __version__ = "0.1.0"
 
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
 _LAZY = {
-    "Predictor": "viv1t.prediction.predictor", "OnnxModel": "viv1t.onnx_model", "Stream": "viv1t.stream",
-    "Lab": "viv1t.lab",
+    "Lab": "viv1t.lab", "OnnxModel": "viv1t.onnx_model", "Predictor": "viv1t.prediction.predictor",
+    "RunConfig": "viv1t.config.run", "Stream": "viv1t.stream", "synthesize": "viv1t.data.synthetic.mice",
+    **dict.fromkeys(("evaluate", "open_recordings", "predict", "predict_film", "train"), "viv1t.recipes.interface"),
 }  # fmt: skip
 
 
@@ -53,6 +64,12 @@ def load_model(run_folder: str | Path, device: str | torch.device = "cpu") -> Vi
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("viv1t.errors")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, "errors"])
