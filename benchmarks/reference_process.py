@@ -82,7 +82,7 @@ class Server:
 
         here = Path(__file__).parent
         self.baseline = load_file("_baseline_step", here / "baseline" / "step.py")
-        self.memory = load_file("_memory", Path(ours) / "memory.py")
+        self.memory = load_file("_memory", Path(ours) / "system" / "memory.py")
         if not isinstance(model, torch.nn.Module):
             raise Refused(f"load_model returned {type(model).__name__}, a torch.nn.Module was expected")
         torch.set_num_threads(threads)

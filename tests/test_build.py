@@ -16,7 +16,7 @@ import pytest
 import viv1t
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOW = "import viv1t._prefetcher, viv1t.kernels.attention.reference; print(viv1t.kernels.__file__)"
+SHOW = "import viv1t._prefetcher, viv1t.kernels.common; print(viv1t.kernels.__file__)"
 
 
 def python(code: str, cwd: Path, **env: str) -> str:

@@ -142,7 +142,7 @@ def test_what_a_slurm_job_asked_for(environment: dict[str, str], megabytes: int 
 @pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux")
 def test_the_process_s_own_limits(limit: str) -> None:
     code = (
-        "import resource; from viv1t import memory; before = memory.available_bytes();"
+        "import resource; from viv1t.system import memory; before = memory.available_bytes();"
         f"resource.setrlimit(resource.{limit}, (2**32, 2**32)); print(before, memory.available_bytes())"
     )
     before, after = map(int, subprocess.check_output([sys.executable, "-c", code]).split())

@@ -180,7 +180,7 @@ class TestReading:
         assert np.isnan(responses[5, 20:]).all()
 
     def test_float16_responses(self, data: Path, capsys: pytest.CaptureFixture) -> None:
-        raw = RawSession.open(data / "alpha")
+        raw = open_recording(data / "alpha")
         path = packed(data, responses="float16")[0].path
         exact = np.concatenate([raw.read("response", t)[:, : raw.duration(t)] for t in raw.tiers if t != 5], 1)
         stored = np.load(path / "responses.npy")

@@ -160,7 +160,7 @@ class Session(ABC):
     def _array(self, variable: str, trial: int) -> np.ndarray:
         """The same, with its values unchecked."""
         place, rows = self.place(variable, trial), self.rows(variable)
-        array = self._checked(lambda _: place.read(), variable, trial)
+        array = self._checked(lambda _: place.read(rows), variable, trial)
         if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
             if variable != "video" and array.ndim == 2 and self._turned(trial, array.shape[-1]):
                 raise self._error("video", trial, "expected (H, W, T)", "found (T, H, W): move time to the last axis")
