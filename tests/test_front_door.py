@@ -13,6 +13,7 @@ import yaml
 from tiny_fixtures import mice, runs, torch_settings
 
 import viv1t
+from viv1t.types import SENSORIUM_SESSIONS
 
 __all__ = ["mice", "runs", "torch_settings"]
 
@@ -79,6 +80,18 @@ def test_recordings_are_opened_by_mouse(mice: Path) -> None:
     assert found["F"].read("response", trial).shape[0] == found["F"].mouse.neurons
     with pytest.raises(viv1t.errors.ConfigError, match="mouse_ids Z: not in"):
         viv1t.open_recordings(mice, mouse_ids=["Z"])
+
+
+def test_recordings_are_chosen_as_in_a_run(mice: Path, tmp_path: Path) -> None:
+    for mouse in "FG":
+        (tmp_path / SENSORIUM_SESSIONS[mouse]).symlink_to(mice / SENSORIUM_SESSIONS[mouse])
+    (tmp_path / "cut.zip").write_bytes(b"no archive")
+    assert list(viv1t.open_recordings(tmp_path, mouse_ids=["G", SENSORIUM_SESSIONS["F"]])) == ["F", "G"]
+    with pytest.raises(viv1t.errors.DataError, match=r"^mouse_ids cut\.zip: .*cut short"):
+        viv1t.open_recordings(tmp_path, mouse_ids=["cut"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(viv1t.errors.DataError, match="holds no recording session"):
+        viv1t.open_recordings(tmp_path / "empty")
 
 
 def test_mistakes_name_the_argument(tmp_path: Path, runs: Path) -> None:

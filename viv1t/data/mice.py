@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.config.run import DataConfig
@@ -10,7 +11,7 @@ from viv1t.data.formats.sensorium.archive import extract_session
 from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.session import Session
 from viv1t.data.store.packed import PackedSession
-from viv1t.data.survey import LETTERS, STORE_FILE, no_session, session_name, survey
+from viv1t.data.survey import LETTERS, STORE_FILE, Survey, no_session, session_name, survey
 from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS
 
@@ -45,38 +46,51 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
         ConfigError: `--mouse_ids` names a mouse that is not there or not in `--ds_mode`.
         DataError: the folder or a session that is needed is missing or damaged.
     """
-    folder = Path(config.path)
+    return choose_sessions(Path(config.path), config.mouse_ids, config.mice, data="--data ", ids="--mouse_ids")
+
+
+def choose_sessions(
+    folder: Path, mouse_ids: Sequence[str] | None = None, mice: str = "all", *, data: str = "", ids: str = "mouse_ids"
+) -> dict[str, Session]:
+    """Opens the mice of a data folder, in the order of a run, and names what is left out.
+
+    Args:
+        folder: of recordings.
+        mouse_ids: these mice only, by letter or by the name of their session; default all.
+        mice: `all`, `all_with_test`, or the five `old` or five `new` ones of the challenge.
+        data, ids: what errors call the folder and the choice.
+
+    Raises:
+        ConfigError: a mouse is chosen that is not there, or not one of `mice`.
+        DataError: the folder or a session that is needed is missing or damaged.
+    """
     if not folder.is_dir():
-        raise missing_folder(folder, "give the folder that holds the recording sessions", option="--data ")
+        raise missing_folder(folder, "give the folder that holds the recording sessions", option=data)
     surveyed = survey(folder)
     found = surveyed.sessions
-    allowed: tuple[str, ...] = {"old": OLD_MICE, "new": NEW_MICE}.get(config.mice, tuple(found))
-    chosen = allowed
-    if config.mouse_ids is not None:
-        wanted = {LETTERS.get(name, name) for name in config.mouse_ids}
+    five: tuple[str, ...] | None = {"old": OLD_MICE, "new": NEW_MICE}.get(mice)
+    chosen = allowed = tuple(found) if five is None else five
+    if mouse_ids is not None:
+        wanted = {LETTERS.get(name, name) for name in mouse_ids}
         if unknown := sorted(wanted - set(allowed)):
             for finding in surveyed.left_out:
                 if finding.mouse_id.partition(".")[0] in unknown or finding.mouse_id in unknown:
-                    raise DataError(f"--mouse_ids {finding.mouse_id}: {finding.what}; {finding.fix}")
-            raise ConfigError(
-                f"--mouse_ids {', '.join(unknown)}: not among the mice of this --ds_mode in {folder}, which are "
-                f"{', '.join(allowed) or 'none'}"
-            )
+                    raise DataError(f"{ids} {finding.mouse_id}: {finding.what}; {finding.fix}")
+            where = f"in {folder}, which holds" if five is None else "among the mice of this --ds_mode, which are"
+            raise ConfigError(f"{ids} {', '.join(unknown)}: not {where} {', '.join(allowed) or 'none'}")
         chosen = tuple(mouse for mouse in allowed if mouse in wanted)
     if missing := [mouse for mouse in chosen if mouse not in found]:
         names = ", ".join(f"{mouse} ({SENSORIUM_SESSIONS[mouse]})" for mouse in missing)
         there = [mouse for mouse in chosen if mouse in found]
-        advice = f"--mouse_ids {' '.join(there)}" if there else "--ds_mode 2"
-        raise DataError(f"--data {folder}: missing mice {names}; {advice} uses what is there")
+        advice = f"{ids} {' '.join(there)}" if there else "--ds_mode 2"
+        raise DataError(f"{data}{folder}: missing mice {names}; {advice} uses what is there")
     if not chosen:
-        raise no_session(folder, surveyed.left_out, option="--data ")
-    if config.mouse_ids is None:
-        for finding in surveyed.left_out:
-            logger.warning("%s", finding.line)
+        raise no_session(folder, surveyed.left_out, option=data)
+    if mouse_ids is None:
+        _name_left_out(surveyed)
     absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
-    everything = config.mice in ("all", "all_with_test") and config.mouse_ids is None
-    if everything and 0 < len(absent) < len(SENSORIUM_SESSIONS):
-        logger.warning("--data %s: of the ten published mice, %s are not there", folder, ", ".join(absent))
+    if five is None and mouse_ids is None and 0 < len(absent) < len(SENSORIUM_SESSIONS):
+        logger.warning("%s%s: of the ten published mice, %s are not there", data, folder, ", ".join(absent))
     return {mouse: open_recording(found[mouse], mouse) for mouse in chosen}
 
 
@@ -87,6 +101,10 @@ def discover(folder: Path) -> dict[str, Path]:
         DataError: two entries are the same mouse.
     """
     found = survey(folder)
+    _name_left_out(found)
+    return found.sessions
+
+
+def _name_left_out(found: Survey) -> None:
     for finding in found.left_out:
         logger.warning("%s", finding.line)
-    return found.sessions

@@ -27,7 +27,7 @@ import numpy as np
 from viv1t.data.formats.sensorium.trial_video import array_header, map_array, read_array
 from viv1t.data.inspect.finding import NO_TRIAL, Finding
 from viv1t.data.npy import read_stacked
-from viv1t.data.values import first_fault, turned
+from viv1t.data.values import first_fault, kind_of, reason_of, turned
 from viv1t.errors import DataError
 from viv1t.system.files import check_kind
 from viv1t.types import TIERS, Mouse
@@ -244,11 +244,3 @@ def missing_tier(session: Session, tier: str) -> Finding:
     unknown = unknown_tiers(session.tiers)
     others = f", but of {', '.join(unknown[:3])}" if unknown else ""
     return NO_TRIAL.found(session.mouse.id, tier="oracle" if tier == "validation" else tier, others=others)
-
-
-def kind_of(array: np.ndarray) -> str:
-    return f"{array.shape} {array.dtype}"
-
-
-def reason_of(error: Exception) -> str:
-    return "the file is missing" if isinstance(error, FileNotFoundError) else str(error)

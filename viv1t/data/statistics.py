@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from viv1t.data.npy import read_npy
 from viv1t.data.session import FOLDERS, VARIABLES, Session, missing_tier, unknown_tiers
+from viv1t.data.values import reason_of
 from viv1t.errors import DataError
 from viv1t.system.files import replacing
 from viv1t.types import MAX_FRAMES
@@ -113,8 +114,8 @@ def provided_statistics(session: Session) -> MouseStatistics:
                     raise ValueError(f"expected {(*shape, 'T')}, found {array.shape}")
                 arrays[name] = array.astype(np.float32)
             except (OSError, ValueError) as error:
-                reason = "the file is missing" if isinstance(error, FileNotFoundError) else error
-                raise DataError(f"mouse {session.mouse.id}: {path}: {reason}; --stat_mode 1 computes them") from error
+                fault = f"mouse {session.mouse.id}: {path}: {reason_of(error)}"
+                raise DataError(f"{fault}; --stat_mode 1 computes them") from error
         moments[variable] = Moments(**arrays)
     return MouseStatistics(moments, None)
 

@@ -1,4 +1,4 @@
-"""What the numbers of recordings must be: where a trial ends, and what float32 and int64 hold."""
+"""What the numbers of recordings must be: where a trial ends, what float32 and int64 hold, and words for the rest."""
 
 from __future__ import annotations
 
@@ -54,3 +54,13 @@ def first_fault(array: np.ndarray, duration: int) -> tuple[int, int, float] | No
     frame = int(np.argmin(rows.all(axis=0)))
     row = int(np.argmin(rows[:, frame]))
     return row, frame, float(values[row, frame])
+
+
+def kind_of(array: np.ndarray) -> str:
+    """Shape and type, as errors say what was found."""
+    return f"{array.shape} {array.dtype}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, as errors say it."""
+    return "the file is missing" if isinstance(error, FileNotFoundError) else str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viv1t.config.run import RunConfig
-from viv1t.errors import ConfigError, check_run_folders, missing_folder
+from viv1t.errors import ConfigError, check_run_folders
 from viv1t.recipes.train import run
 from viv1t.types import TIERS
 
@@ -162,19 +162,12 @@ def open_recordings(folder: str | Path, *, mouse_ids: Sequence[str] | None = Non
 
     Args:
         folder: of recordings, as for `--data`.
-        mouse_ids: these mice only.
+        mouse_ids: these mice only, by letter or by the name of their session; default all.
 
     Raises:
         viv1t.errors.DataError: the folder or a recording is missing or damaged.
         viv1t.errors.ConfigError: a mouse is not there.
     """
-    from viv1t.data.mice import discover, open_recording
+    from viv1t.data.mice import choose_sessions
 
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise missing_folder(place, "give the folder that holds the recording sessions")
-    found = discover(place)
-    wanted = list(found) if mouse_ids is None else list(mouse_ids)
-    if absent := [mouse for mouse in wanted if mouse not in found]:
-        raise ConfigError(f"mouse_ids {', '.join(absent)}: not in {place}, which holds {', '.join(found) or 'none'}")
-    return {mouse: open_recording(found[mouse], mouse) for mouse in wanted}
+    return choose_sessions(Path(folder).expanduser(), mouse_ids)

@@ -18,12 +18,10 @@ from viv1t.data.session import (
     UNIT_IDS_FILE,
     Place,
     Session,
-    kind_of,
-    reason_of,
     unknown_tiers,
 )
 from viv1t.data.survey import session_name
-from viv1t.data.values import inexact, recorded_end, to_float32
+from viv1t.data.values import inexact, kind_of, reason_of, recorded_end, to_float32
 from viv1t.errors import DataError
 from viv1t.stimuli.decode import is_video
 from viv1t.types import TIERS, Mouse
