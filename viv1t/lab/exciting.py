@@ -1,16 +1,12 @@
-"""Most exciting stimuli: films that a model's neurons answer most, or least, found by gradient.
+"""Films as functions of parameters, what holds their contrast, and what is asked of them.
 
-A film of T frames is a function of parameters; the model is fixed. Grey levels go from 0 to 255.
+Most exciting stimuli are films that a model's neurons answer most, or least. Grey levels go from 0 to 255.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -155,105 +151,69 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return flat.reshape(images.shape)
 
 
-def total_variation(film: Tensor) -> Tensor:
-    """Sum of the absolute differences of neighbouring pixels of every frame."""
-    return film.diff(dim=-1).abs().sum() + film.diff(dim=-2).abs().sum()
+def total_variation(film: Tensor, *, published: bool = False) -> Tensor:
+    """Sum of the absolute differences of neighbouring pixels of every frame.
 
-
-@dataclass(frozen=True)
-class Search:
-    """How films are found.
-
-    Attributes:
-        steps: at most.
-        lr: of AdamW, without decay.
-        patience: steps without a gain of `gain` after which it ends.
-        gain: relative.
-        smooth_time: weight of the mean squared difference of frames following each other, in grey levels.
-        tv: weight of the total variation a pixel.
+    `published`: the mean over images (B, C, H, W), whose rows are taken from the last row, not from the one before.
     """
-
-    steps: int = 1000
-    lr: float = 0.05
-    patience: int = 100
-    gain: float = 1e-3
-    smooth_time: float = 0.0
-    tv: float = 0.0
+    across = film.diff(dim=-1).abs().sum()
+    if published:
+        return (across + (film[..., 1:, :] - film[..., -1:, :]).abs().sum()) / len(film)
+    return across + film.diff(dim=-2).abs().sum()
 
 
-@dataclass
-class Found:
-    """What a search found.
-
-    Attributes:
-        film: (T, H, W) uint8.
-        value: the objective of the film before it was rounded.
-        history: the objective at each step.
-        facts: contrast and range of the film: rms, mean, min, max, share of saturated pixels.
-    """
-
-    film: np.ndarray
-    value: float
-    history: list[float] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
+def with_norm(film: Tensor, norm: float, mask: Tensor | None = None) -> Tensor:
+    """Grey levels whose every frame has the norm `norm` about 127.5, clipped to 0..255; `mask` as for `with_rms`."""
+    seen = film if mask is None else film * mask
+    return (MIDDLE + scaled(seen[:, None], norm)[:, 0]).clamp(0, 255)
 
 
-def describe(film: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
-    """Contrast and range of grey levels, under a mask if there is one."""
-    seen = (film if mask is None else film[:, mask]).astype(np.float64)
-    return {
-        "rms": float(seen.std()), "mean": float(seen.mean()), "min": float(seen.min()), "max": float(seen.max()),
-        "saturated": float(((seen <= 0) | (seen >= 255)).mean()),
-    }  # fmt: skip
+def scaled(images: Tensor, norm: float) -> Tensor:
+    """(B, C, H, W), each image brought to the Euclidean norm `norm`."""
+    length = images.square().sum((1, 2, 3), keepdim=True).sqrt()
+    return images * (norm / length.clamp(min=1e-12))
 
 
-def most_exciting(
-    objective: Callable[[Tensor], Tensor],
-    film: Film,
-    levels: Callable[[Tensor], Tensor] = in_range,
-    search: Search = Search(),
-    report: Callable[[int, float], None] = lambda step, value: None,
-) -> Found:
-    """The film whose objective is largest.
+def with_deviation(images: Tensor, deviation: float) -> Tensor:
+    """(B, C, H, W), each image brought to the standard deviation `deviation` about the mean that it has."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    spread = (images - mean).std((1, 2, 3), correction=1, keepdim=True)
+    return mean + (images - mean) * (deviation / spread.clamp(min=1e-12))
+
+
+def smooth_spectrum(images: Tensor, power: float, *, published: bool = False) -> Tensor:
+    """Multiplies an image's Fourier amplitudes by 1 / max(1, (fx^2 + fy^2)^power), scaled to a mean of 1.
 
     Args:
-        objective: of grey levels (T, H, W); one number. To find what inhibits, give its negative.
-        film: parametrised; its parameters are changed.
-        levels: from the film to grey levels, such as `with_rms` or `in_range`, masks included.
-        search: steps and rates.
-        report: called with each step's number and objective.
-
-    Raises:
-        ConfigError: the objective is not finite, or does not depend on the film.
+        images: (..., H, W).
+        power: 0 leaves them as they are.
+        published: counts a frequency of -k as k - 1, which makes the filter asymmetric; of the result the real part.
     """
-    optimizer = torch.optim.AdamW(film.parameters, lr=search.lr, weight_decay=0)
-    best = reached = -math.inf
-    best_film, since, history = None, 0, []
-    for step in range(search.steps):
-        optimizer.zero_grad(set_to_none=True)
-        shown = levels(film())
-        value = objective(shown)
-        score = float(value.detach())
-        if not math.isfinite(score):
-            raise ConfigError(f"the objective is {score} at step {step}: the model's responses are not finite")
-        history.append(score)
-        report(step, score)
-        since = 0 if step == 0 or score > reached + search.gain * abs(reached) else since + 1
-        if since == 0:
-            reached = score
-        if score > best:
-            best, best_film = score, shown.detach().clone()
-        if since >= search.patience:
-            break
-        loss = -value
-        if search.smooth_time and len(shown) > 1:
-            loss = loss + search.smooth_time * shown.diff(dim=0).square().mean()
-        if search.tv:
-            loss = loss + search.tv * total_variation(shown) / shown.numel()
-        if not loss.requires_grad:
-            raise ConfigError("the objective does not depend on the film: the model gives no gradient to its input")
-        loss.backward()
-        optimizer.step()
-    assert best_film is not None
-    grey = best_film.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return Found(film=grey, value=best, history=history, facts=describe(grey))
+
+    def cycles(size: int) -> Tensor:
+        if published:
+            places = torch.arange(size, dtype=images.dtype, device=images.device)
+            return torch.minimum(places, size - 1 - places)
+        return torch.fft.fftfreq(size, 1 / size, dtype=images.dtype, device=images.device)
+
+    rows, columns = images.shape[-2:]
+    kept = 1 / (cycles(columns) ** 2 + cycles(rows)[:, None] ** 2).pow(power).clamp(min=1)
+    return torch.fft.ifft2(torch.fft.fft2(images) * (kept / kept.mean())).real
+
+
+def published_loss(
+    response: Tensor, film: Tensor, natural: Tensor, *, largest: bool = False, alpha: float = 0.0, inhibit: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What is minimised to find a film, and the divergence in it (Li et al. 2025).
+
+    Args:
+        response: (T,) during the film.
+        film: (T, H, W).
+        natural: (H W,) log spectrum of natural clips.
+        largest: the largest response counts; else their sum.
+        alpha: weight of the divergence of the film's spectrum from the natural one.
+        inhibit: the response is to be small.
+    """
+    reached = response.max() if largest else response.sum()
+    apart = divergence(log_spectrum(film), natural)
+    return (reached if inhibit else -reached) + alpha * apart, apart

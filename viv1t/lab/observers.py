@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from viv1t.data.reading.device import MovieTransform
 from viv1t.data.synthetic.neurons import Population
@@ -121,35 +123,64 @@ class Twin:
 
     @torch.no_grad()
     def answer(self, films: np.ndarray) -> np.ndarray:
-        count, frames = films.shape[:2]
+        response = self.drive([torch.from_numpy(np.ascontiguousarray(film)) for film in films])
+        return self.recorded(response.float().cpu().numpy())
+
+    def drive(self, films: Sequence[Tensor] | Tensor, member: int | None = None) -> Tensor:
+        """Responses in the models' own units, through which gradients flow to the films.
+
+        Args:
+            films: B of (T, H, W) grey levels 0 to 255, of any type.
+            member: of an ensemble, one model alone; None is the mean of all.
+
+        Returns:
+            (B, N, t) of the last t frames.
+
+        Raises:
+            ConfigError: the films are longer than the statistics of the recordings.
+        """
+        count, frames = len(films), len(films[0])
         if frames > self._long.longest:
             raise ConfigError(
                 f"mouse {self.mouse.id}: a trial of {frames} frames is longer than the statistics of its recordings, "
                 f"{self._long.longest}"
             )
-        movie = torch.empty(films.shape, dtype=torch.float32, device=self.device)
-        for out, film in zip(movie, films, strict=True):
-            raw = torch.from_numpy(np.ascontiguousarray(film)).to(self.device)
-            self._movie.write(out, raw if self._level == 1 else raw * self._level, 0)
+        movies = []
+        for film in films:
+            raw, movie = film.to(self.device), torch.empty(film.shape, device=self.device)
+            self._movie.write(movie, raw if self._level == 1 else raw * self._level, 0)
+            movies.append(movie)
         states = {}
         for name, values in self.states.items():
             state = self.subject.transform.state(name, np.broadcast_to(values[:, None], (2, frames)))
             states[name] = torch.from_numpy(state).to(self.device).expand(count, -1, -1)
         batch = Batch(
-            self.mouse.id, tuple(range(count)), movie[:, None], torch.empty(count, 0, 0), states["behavior"],
-            states["pupil_center"], torch.full((count,), frames),
+            self.mouse.id, tuple(range(count)), torch.stack(movies)[:, None], torch.empty(count, 0, 0),
+            states["behavior"], states["pupil_center"], torch.full((count,), frames),
         )  # fmt: skip
-        response = ensemble_prediction(self.models, batch).float().cpu().numpy()
-        return self._recorded(response)
+        return ensemble_prediction(self.models if member is None else [self.models[member]], batch)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The weights ask for no gradient, so that only films do."""
+        asked = [p for model in self.models for p in model.parameters() if p.requires_grad]
+        for parameter in asked:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in asked:
+                parameter.requires_grad_(True)
 
     def answer_long(self, film: np.ndarray) -> np.ndarray:
         pieces = (
             torch.from_numpy(np.array(film[i : i + 64], np.float32) * self._level) for i in range(0, len(film), 64)
         )
         parts = [*predict_long(self._long, pieces, len(film), self.states)]
-        return self._recorded(np.concatenate(parts, axis=1))
+        return self.recorded(np.concatenate(parts, axis=1))
 
-    def _recorded(self, response: np.ndarray) -> np.ndarray:
+    def recorded(self, response: np.ndarray) -> np.ndarray:
+        """Responses (..., N, t) in the models' own units, in recorded units."""
         return np.asarray(response * self._factor[:, None] + self._offset[:, None], np.float32)
 
 
