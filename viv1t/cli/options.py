@@ -16,21 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from viv1t.config.run import (
-    INTEGER_SWITCHES,
-    OPTIMIZER_DEFAULTS,
-    SELECTOR_DEFAULTS,
-    SELECTORS,
-    Options,
-    all_components,
-)
+from viv1t.config.option_set import OptionSet
+from viv1t.config.run import Options, option_set
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.system.cores import keep_threads_within, usable_cores
 from viv1t.system.files import advice, shown
 from viv1t.system.safe_yaml import read_yaml
 from viv1t.training.log import LevelFormat
 
-PATHS = ("data", "output_dir", "pretrain_core", "restore")  # options of a run that name folders
+# Options of a run that name folders.
+PATHS = ("data", "data_dir", "output_dir", "pretrain_core", "pretrained_core", "restore")
 _FILES = (*PATHS, "out", "output", "config", "movie", "statistics", "behavior", "pupil_center", "plot")
 
 
@@ -80,28 +75,33 @@ def plain_word(word: str) -> str:
     return f"{option}{equals}{value}"
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option of a run, as words: the configuration reads them, so that a file and a line are alike."""
+def add_run_options(parser: argparse.ArgumentParser, options: OptionSet | None = None) -> None:
+    """Adds every option of a run, as words: the configuration reads them, so that a file and a line are alike.
+
+    Args:
+        parser: takes them.
+        options: of a family of models; default that of 2023.
+    """
+    options = options or option_set()
     chosen = parser.add_argument_group("components")
-    for selector, table in SELECTORS.items():
-        words = ", ".join(f"{k} ({v.name})" if isinstance(k, int) else str(k) for k, v in table.items())
-        default = _said(SELECTOR_DEFAULTS[selector]) if selector in SELECTOR_DEFAULTS else " (required)"
-        chosen.add_argument(f"--{selector}", default=argparse.SUPPRESS, metavar="WHICH", help=words + default)
-    chosen.add_argument(
-        "--output_mode",
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="activation: 0 elu+1, 1 exp, 2 softplus" + _said(SELECTOR_DEFAULTS["output_mode"]),
-    )
+    for selector, table in options.selectors.items():
+        coded = all(isinstance(key, int) for key in table)
+        words = ", ".join(f"{k} ({getattr(v, 'name', v)})" if coded else str(k) for k, v in table.items())
+        known = options.selector_defaults
+        default = _said(known[selector]) if selector in known else " (required)"
+        chosen.add_argument(
+            f"--{selector}", default=argparse.SUPPRESS, metavar="N" if selector == "output_mode" else "WHICH",
+            help=options.explained.get(selector, words) + default,
+        )  # fmt: skip
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for flag, owners in all_components().items():
-        title = " and ".join(dict.fromkeys(map(_title, owners)))
+    for flag, owners in options.owners.items():
+        title = " and ".join(dict.fromkeys(_title(owner, options) for owner in owners))
         if title not in groups:
             groups[title] = parser.add_argument_group(f"options of {title}")
-        fields = [next(f for f in dataclasses.fields(o) if f.metadata["flag"] == flag) for o in owners]  # type: ignore[arg-type]
+        fields = options.fields(flag)
         kind, choices = str(fields[0].type), fields[0].metadata["choices"]
-        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(flag, owners, fields)}
-        if flag == "cache_data" or (kind.startswith("bool") and flag not in INTEGER_SWITCHES):
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(flag, fields, options)}
+        if flag == "cache_data" or (kind.startswith("bool") and flag not in options.switches):
             # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
             keywords |= {"nargs": "?", "const": True, "metavar": "|".join(choices or ("true", "false"))}
         elif kind.startswith("tuple"):
@@ -115,38 +115,42 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         groups[title].add_argument(f"--{flag}", **keywords)
 
 
-def _title(owner: type) -> str:
+def _title(owner: type, options: OptionSet) -> str:
     """What a component is called in the help."""
-    for selector, table in SELECTORS.items():
+    for selector, table in options.selectors.items():
         for key, component in table.items():
             if component is owner:
                 return f"--{selector} {key}"
-    return owner.__name__.removesuffix("Config").lower()
+    return owner.__name__.removeprefix("ClosedLoop").removesuffix("Config").lower()
 
 
-def _help(flag: str, owners: Sequence[type], fields: Sequence[dataclasses.Field[Any]]) -> str:
+def _help(flag: str, fields: Sequence[dataclasses.Field[Any]], options: OptionSet) -> str:
     """What an option does and what it is by default; for each component apart where these differ."""
+    titles = [_title(owner, options) for owner in options.owners[flag]]
     texts = [f.metadata["help"] for f in fields]
-    defaults = [_default(flag, owner, f) for owner, f in zip(owners, fields, strict=True)]
+    defaults = [
+        _default(flag, owner, f, options) for owner, f in zip(options.owners[flag], fields, strict=True)
+    ]  # fmt: skip
     if len(set(texts)) > 1:
-        parts = zip(owners, texts, defaults, strict=True)
-        return "; ".join(f"with {_title(owner)}: {text}{default}" for owner, text, default in parts)
+        parts = zip(titles, texts, defaults, strict=True)
+        return "; ".join(f"with {title}: {text}{default}" for title, text, default in parts)
     if len(set(defaults)) == 1:
         return str(texts[0]) + defaults[0]
-    parts = zip(owners, texts, defaults, strict=True)
-    return str(texts[0]) + "".join(f"; with {_title(owner)}:{default}" for owner, _, default in parts)
+    return str(texts[0]) + "".join(f"; with {t}:{default}" for t, default in zip(titles, defaults, strict=True))
 
 
-def _default(flag: str, owner: type, field: dataclasses.Field[Any]) -> str:
-    by_core = {core: defaults[flag] for core, defaults in OPTIMIZER_DEFAULTS.items() if flag in defaults}
-    if owner.__name__ == "OptimizerConfig" and by_core:
+def _default(flag: str, owner: type, field: dataclasses.Field[Any], options: OptionSet) -> str:
+    by_core = {core: defaults[flag] for core, defaults in options.by_core.items() if flag in defaults}
+    if owner.__name__.endswith("OptimizerConfig") and by_core:
         others = "".join(f"; with --core {core}: {'none' if v is None else v}" for core, v in by_core.items())
         return f" (default {field.default}{others})"
     if field.default is dataclasses.MISSING:
         return " (required)"
     codes = field.metadata["codes"]
     value = next(k for k, v in codes.items() if v == field.default) if codes else field.default
-    return "" if value is None else _said(int(value) if flag in INTEGER_SWITCHES else value)
+    if isinstance(value, tuple):
+        return ""
+    return "" if value is None else _said(int(value) if flag in options.switches else value)
 
 
 def _said(default: Any) -> str:

@@ -1,55 +1,74 @@
-"""`viv1t-train`: trains a model; takes the published command as it stands."""
+"""`viv1t-train`: trains a model; takes the published commands, of both families of models, as they stand."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
-from viv1t.cli.options import Parser, add_run_options, read_config_file, run_main
-from viv1t.config.run import RunConfig
+from viv1t.cli.options import Parser, add_run_options, plain_word, read_config_file, run_main
+from viv1t.config.option_set import UNSAID, signs
+from viv1t.config.run import Options
 from viv1t.errors import ConfigError
+from viv1t.recipes.configuration import configuration, options_of
 from viv1t.recipes.train import run
 
-
-def _check_family(words: Sequence[str], known: Container[str]) -> None:
-    """Raises a ConfigError where options not `known` are of a family that is not trained here, or are mixed."""
-    options: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word.startswith("--"):
-            flag, _, value = word[2:].partition("=")
-            options[flag] = value or following
-    if all(f"--{flag}" in known for flag in options):
-        return
-    from viv1t.families.known import family_of, signs  # brings PyTorch, long to import
-
-    family = family_of(options)
-    if not family.trained_here:
-        raise ConfigError(
-            f"{', '.join(signs(options, family)[:5])}: options of the models of {family.name}, which are loaded, "
-            "evaluated, predicted and streamed here, but not trained yet"
-        )
+_ABOUT = (
+    "Trains a digital twin of mouse visual cortex. Options keep their published names; interrupted, the same command "
+    "continues the run. An option that has no default takes none for no value, also in a file. These are the options "
+    "of the models of {}; --help --family {} shows those of {}. Which family is meant follows from options that one "
+    "alone has."
+)
 
 
-def _work(argv: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="viv1t-train",
-        description="Trains a digital twin of mouse visual cortex. Options keep their published names; interrupted, "
-        "the same command continues the run. An option that has no default takes none for no value, also in a file.",
-    )
+def _parser(**more: bool) -> Parser:
+    """What every family's command takes."""
+    parser = Parser(prog="viv1t-train", **more)
     parser.add_argument("--config", help="YAML file of options; the command line wins")
+    parser.add_argument("--family", metavar="2023|2025", help="the family of models, where no option tells it")
     parser.add_argument(
         "--demo", action="store_true", help="make synthetic mice, train a small model on them and report"
     )
-    add_run_options(parser)
-    _check_family(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
+    return parser
+
+
+def _as_options(words: Sequence[str]) -> Options:
+    """The words of a command line by the option before them, before anything of them is judged."""
+    found: Options = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word[2:].partition("=")
+        if word.startswith("--"):
+            found[flag] = value if equals or following.startswith("--") else following
+    return {flag: value for flag, value in found.items() if flag not in ("config", "family", "demo", "help")}
+
+
+def _work(argv: Sequence[str] | None) -> int:
+    words = [plain_word(word) for word in (sys.argv[1:] if argv is None else argv)]
+    general, _ = _parser(add_help=False).parse_known_args(words)
+    file = read_config_file(general.config) if general.config else {}
+    wanted = general.family or file.pop("family", None)
+    name, options = options_of(file | _as_options(words), None if wanted is None else str(wanted))
+    parser = _parser()
+    other = "2025" if name == "2023" else "2023"
+    parser.description = _ABOUT.format(name, other, other)
+    add_run_options(parser, options)
     given = vars(parser.parse_args(argv))
-    demo, file = given.pop("demo"), given.pop("config")
-    options = (read_config_file(file) if file else {}) | given
+    demo = given.pop("demo")
+    del given["config"], given["family"]
+    given = file | given | {"family": name}
+    if name != UNSAID:
+        from viv1t.families.known import FAMILIES
+
+        if not FAMILIES[name].trained_here:
+            sets = {key: family.options for key, family in FAMILIES.items()}
+            raise ConfigError(
+                f"{', '.join(signs(given, name, sets)[:5])}: options of the models of {name}, which are loaded, "
+                "evaluated, predicted and streamed here, but not trained yet"
+            )
     if demo:
         from viv1t.recipes.demo import run_demo
 
-        return run_demo(options)
-    config = RunConfig.from_options(options)
+        return run_demo(given)
+    config = configuration(given)
     trainer, final = run(config)
     if config.train.verbose and trainer.ranks.first:
         print(f"correlation on the tier validation: {final.mean:.4f}; run folder: {trainer.run.path}")

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from viv1t.config.option_set import OptionSet, owners_of
 from viv1t.errors import ConfigError
 from viv1t.types import MAX_FRAMES
 
@@ -485,7 +486,33 @@ OPTIMIZER_DEFAULTS: dict[str, Options] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class KeepingConfig(_Checked):
+    """What is kept and drawn of a run, in every family of models: options of this program alone."""
+
+    save_every: str = option("save_every", "10m", help="optimizer steps, or minutes (10m), between saves in an epoch")
+    reader_timeout: int = option(
+        "reader_timeout", 600, help="seconds without a batch after which a stuck reader ends the run; 0: never", low=0
+    )
+    save_plots: bool = option("save_plots", False, help="draw figures during training")
+    dpi: int = option("dpi", 120, help="resolution of figures", low=1, high=2400)
+    format: str = option("format", "svg", help="format of figures", choices=("pdf", "svg", "png"))
+
+    def validate(self) -> None:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}m?", self.save_every):
+            raise ConfigError(
+                f"--save_every takes a number of optimizer steps (200) or minutes (10m), not {self.save_every!r}"
+            )
+
+    @property
+    def save_interval(self) -> tuple[float, float]:
+        """Optimizer steps and seconds between saves; infinity for the one that does not count."""
+        if self.save_every.endswith("m"):
+            return math.inf, 60.0 * int(self.save_every[:-1])
+        return int(self.save_every), math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(KeepingConfig):
     """How long and how a run trains, and what it writes."""
 
     output_dir: str = option("output_dir", help="run folder")
@@ -512,36 +539,19 @@ class TrainConfig(_Checked):
     )
     no_compile: bool = option("no_compile", False, help="compile nothing, not on CUDA either")
     restore: str | None = option("restore", None, help="run folder whose weights to start from")
-    save_plots: bool = option("save_plots", False, help="draw figures during training")
-    dpi: int = option("dpi", 120, help="resolution of figures", low=1, high=2400)
-    format: str = option("format", "svg", help="format of figures", choices=("pdf", "svg", "png"))
     wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
     wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
     clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
     verbose: int = option("verbose", 2, help="0 silent to 3 everything", low=0, high=3)
-    save_every: str = option("save_every", "10m", help="optimizer steps, or minutes (10m), between saves in an epoch")
-    reader_timeout: int = option(
-        "reader_timeout", 600, help="seconds without a batch after which a stuck reader ends the run; 0: never", low=0
-    )
 
     def validate(self) -> None:
+        super().validate()
         if self.compile and self.no_compile:
             raise ConfigError("--core_compile and --no_compile contradict each other: give one of them")
-        if not re.fullmatch(r"0*[1-9][0-9]{0,8}m?", self.save_every):
-            raise ConfigError(
-                f"--save_every takes a number of optimizer steps (200) or minutes (10m), not {self.save_every!r}"
-            )
 
     def compiles(self, device: str) -> bool:
         """Whether training is compiled on a kind of device."""
         return self.compile or (device == "cuda" and not self.no_compile)
-
-    @property
-    def save_interval(self) -> tuple[float, float]:
-        """Optimizer steps and seconds between saves; infinity for the one that does not count."""
-        if self.save_every.endswith("m"):
-            return math.inf, 60.0 * int(self.save_every[:-1])
-        return int(self.save_every), math.inf
 
 
 CoreConfig = VivitConfig | FactorizedBaselineConfig
@@ -732,12 +742,20 @@ def _encode(f: dataclasses.Field[Any], value: Any) -> Any:
 
 def all_components() -> dict[str, list[type[_Checked]]]:
     """Every option's flag with the component classes that take it."""
-    found: dict[str, list[type[_Checked]]] = {}
     optional = [c for table in SELECTORS.values() for c in table.values()]
-    for component in [DataConfig, *optional, ShifterConfig, OptimizerConfig, TrainConfig]:
-        for f in dataclasses.fields(component):
-            found.setdefault(f.metadata["flag"], []).append(component)
-    return found
+    return owners_of([DataConfig, *optional, ShifterConfig, OptimizerConfig, TrainConfig])
+
+
+def option_set() -> OptionSet:
+    """The options of the family of 2023."""
+    return OptionSet(
+        selectors={**SELECTORS, "output_mode": OUTPUTS},
+        selector_defaults=SELECTOR_DEFAULTS,
+        owners=all_components(),
+        by_core=OPTIMIZER_DEFAULTS,
+        switches=INTEGER_SWITCHES,
+        explained={"output_mode": "activation: 0 elu+1, 1 exp, 2 softplus"},
+    )
 
 
 def _surplus(flag: str, options: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from viv1t.config.option_set import OptionSet
 from viv1t.data.recordings import Recordings
 from viv1t.model.twin import Neurons, ViV1T
 
@@ -28,11 +29,11 @@ class Family:
 
     Attributes:
         name: the year in which it was published, as `--family` takes it.
-        flags: every option's published name.
-        components: names that options choose a component by, such as {"core": {"vivit", ...}}.
+        options: what it has of them.
         weights: the published checkpoint's place in a run folder.
         wrapped: whether that file holds the model's state under `model`, beside numbers; else it is the state itself.
-        config: the configuration that a published `args.yaml` describes.
+        from_options: the configuration that options by published names describe, as of a command line.
+        config: the same of a published `args.yaml`, which may predate some options.
         same_data: attributes of the data's configuration that runs of an ensemble share.
         reading: the data's configuration of a run for reading recordings: from a path if given, of these mice.
         open_recordings: the recordings of a data configuration, of the run's seed.
@@ -48,10 +49,10 @@ class Family:
     """
 
     name: str
-    flags: frozenset[str]
-    components: Mapping[str, frozenset[str]]
+    options: OptionSet
     weights: str
     wrapped: bool
+    from_options: Callable[[Mapping[str, Any]], Any]
     config: Callable[[Mapping[str, Any]], Any]
     build_model: Callable[[Any, Mapping[str, Neurons], tuple[int, int]], ViV1T]
     from_published: Callable[[ViV1T, Mapping[str, Tensor], str], dict[str, Tensor]]

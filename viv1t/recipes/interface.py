@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viv1t.config.run import RunConfig
 from viv1t.errors import ConfigError, check_run_folders
+from viv1t.recipes.configuration import configuration
 from viv1t.recipes.train import run
 from viv1t.types import TIERS
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from viv1t.data.session import Session
     from viv1t.prediction.files import TrialPrediction
+    from viv1t.recipes.configuration import AnyConfig
 
 Runs = str | Path | Sequence[str | Path]
 
@@ -33,12 +34,12 @@ def _check_tier(tier: str) -> None:
         raise ConfigError(f"tier must be one of {', '.join(TIERS)}, not {tier!r}")
 
 
-def train(options: RunConfig | Mapping[str, Any] | None = None, **more: Any) -> Path:
-    """Trains a model, or continues its run, as `viv1t-train` does.
+def train(options: AnyConfig | Mapping[str, Any] | None = None, **more: Any) -> Path:
+    """Trains a model of either family, or continues its run, as `viv1t-train` does.
 
     Args:
         options: a configuration, or options by their published names, as in a `--config` file.
-        more: further options by name, which win.
+        more: further options by name, which win; `family` ("2023" or "2025") where no option tells it.
 
     Returns:
         The run folder.
@@ -46,10 +47,10 @@ def train(options: RunConfig | Mapping[str, Any] | None = None, **more: Any) -> 
     Raises:
         viv1t.errors.Viv1tError: an option, a recording or the run folder cannot be used.
     """
-    if isinstance(options, RunConfig):
-        config = RunConfig.from_options(options.to_options() | more) if more else options
+    if options is None or isinstance(options, Mapping):
+        config = configuration({**(options or {}), **more})
     else:
-        config = RunConfig.from_options({**(options or {}), **more})
+        config = type(options).from_options(options.to_options() | more) if more else options
     run(config)
     return Path(config.train.output_dir)
 

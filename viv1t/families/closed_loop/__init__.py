@@ -6,21 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from viv1t.config.option_set import owners_of
+from viv1t.config.run import KeepingConfig
 from viv1t.families.closed_loop.build import build_model
 from viv1t.families.closed_loop.data import open_recordings
 from viv1t.families.closed_loop.metrics import VideoScores
 from viv1t.families.closed_loop.names import from_published, to_published
-from viv1t.families.closed_loop.options import (
-    CORES,
-    DERIVED,
-    READOUTS,
-    ClosedLoopConfig,
-    ClosedLoopDataConfig,
-    all_flags,
-)
+from viv1t.families.closed_loop.options import DERIVED, ClosedLoopConfig, ClosedLoopDataConfig, option_set
 from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
+
+_OURS = owners_of([KeepingConfig])  # which the published code does not know
 
 
 def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
         "trainable_params": sum(parameter.numel() for parameter in model.parameters()),
     }
     known = {key: value for key, value in args.items() if key in DERIVED}
-    options = model.config.to_options()
+    options = {k: v for k, v in model.config.to_options().items() if k not in _OURS}
     options["core_parallel_attention"] = True
     if not hasattr(model.config.core, "parallel_attention"):
         del options["core_parallel_attention"]
@@ -53,10 +50,10 @@ def _reading(data: ClosedLoopDataConfig, path: str | None, mouse_ids: Sequence[s
 
 CLOSED_LOOP = Family(
     name="2025",
-    flags=all_flags(),
-    components={"core": frozenset(CORES), "readout": frozenset(READOUTS)},
+    options=option_set(),
     weights="ckpt/model.pt",
     wrapped=False,
+    from_options=ClosedLoopConfig.from_options,
     config=ClosedLoopConfig.from_published,
     build_model=build_model,
     from_published=from_published,

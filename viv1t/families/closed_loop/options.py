@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from viv1t.config.option_set import OptionSet, owners_of
 from viv1t.config.run import (
+    KeepingConfig,
     NoCriticConfig,
     NoModulatorConfig,
     Options,
@@ -19,6 +21,7 @@ from viv1t.config.run import (
     _Checked,
     _decode,
     _encode,
+    _number,
     option,
 )
 from viv1t.errors import ConfigError
@@ -70,7 +73,7 @@ class ClosedLoopDataConfig(_Checked):
         "crop_frame", MAX_FRAMES, help="frames of a training sample; -1 takes whole trials", low=-1, high=MAX_FRAMES
     )
     batch_size: int = option("batch_size", 1, help="trials per mouse in an optimizer step", low=1)
-    num_workers: int = option("num_workers", 2, help="reader threads", low=0)
+    num_workers: int = option("num_workers", 2, help="reader threads", low=0, high=1024)
 
     def validate(self) -> None:
         if not self.center_crop > 0:
@@ -245,7 +248,7 @@ class ClosedLoopOptimizerConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopTrainConfig(_Checked):
+class ClosedLoopTrainConfig(KeepingConfig):
     """How long and how a run trains, and what it writes."""
 
     output_dir: str = option("output_dir", help="run folder")
@@ -266,12 +269,18 @@ class ClosedLoopTrainConfig(_Checked):
     )
     grad_checkpointing: bool = option("grad_checkpointing", False, help="recompute blocks in the backward")
     compile: bool = option("compile", False, help="compile the model with torch.compile")
-    restore: str | None = option("restore", None, help="run folder whose weights to start from")
+    restore: str | None = option(
+        "restore", None, help="run folder whose weights to start from, and, of a published one, optimizer.pt"
+    )
     pretrained_core: str | None = option("pretrained_core", None, help="run folder whose core to start from")
     wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
     wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
     clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
     verbose: int = option("verbose", 1, help="0 silent to 3 everything", low=0, high=3)
+
+    def compiles(self, device: str) -> bool:
+        """Whether training is compiled on a kind of device."""
+        return self.compile
 
 
 CORES: dict[str, type[ClosedLoopVivitConfig] | type[FcnnConfig]] = {
@@ -373,7 +382,7 @@ class ClosedLoopConfig:
             parts.append(component(**values))
         if left:
             raise ConfigError(surplus(min(left), options))
-        output = options.get("output_mode", 1)
+        output = _number(options.get("output_mode", 1))
         if isinstance(output, int) and not isinstance(output, bool):
             output = OUTPUTS.get(output, output)
         return cls(*parts, output=output)  # type: ignore[arg-type, misc]
@@ -425,28 +434,31 @@ def encode(f: dataclasses.Field[Any], value: Any) -> Any:
     return _encode(f, value)
 
 
-def components() -> Iterator[type[_Checked]]:
-    """Every component that has options."""
-    yield ClosedLoopDataConfig
-    yield from CORES.values()
-    yield from READOUTS.values()
-    yield from (ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
+def option_set() -> OptionSet:
+    """The options of the family."""
+    return OptionSet(
+        selectors=SELECTORS,
+        selector_defaults={"output_mode": 1},
+        owners=owners_of([
+            ClosedLoopDataConfig, *CORES.values(), *READOUTS.values(), ShifterConfig, ClosedLoopOptimizerConfig,
+            ClosedLoopTrainConfig,
+        ]),
+        by_core=_OPTIMIZER_DEFAULTS,
+        switches=INTEGER_SWITCHES,
+        explained={"output_mode": "activation: 0 none, 1 elu+1, 2 exp, 3 softplus with a learned slope, 4 sigmoid"},
+    )  # fmt: skip
 
 
 def _flags(*parts: type[_Checked]) -> set[str]:
     always = (ClosedLoopDataConfig, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
-    return {f.metadata["flag"] for part in (*always, *parts) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
-
-
-def all_flags() -> frozenset[str]:
-    """Every option of the family."""
-    return frozenset({f.metadata["flag"] for c in components() for f in dataclasses.fields(c)}) | frozenset(SELECTORS)  # type: ignore[arg-type]
+    return set(owners_of((*always, *parts)))
 
 
 def surplus(flag: str, options: Mapping[str, Any]) -> str:
     """What is wrong with an option that no chosen component has."""
     for name, component in CORES.items():
-        if flag in {f.metadata["flag"] for f in dataclasses.fields(component)}:  # type: ignore[arg-type]
+        if flag in owners_of([component]):
             return f"--{flag} belongs to --core {name}, but --core is {options.get('core')}"
-    close = difflib.get_close_matches(flag, sorted(all_flags()), n=1)
+    known = option_set()
+    close = difflib.get_close_matches(flag, sorted({*known.owners, *known.selectors}), n=1)
     return f"unknown option --{flag} (family of 2025)" + (f"; did you mean --{close[0]}?" if close else "")

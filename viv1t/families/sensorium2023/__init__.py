@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viv1t.config.effects import published_slips
-from viv1t.config.run import CORES, READOUTS, SELECTORS, DataConfig, RunConfig, VivitConfig, all_components
+from viv1t.config.run import DataConfig, RunConfig, VivitConfig, option_set
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.families.family import Family
@@ -47,10 +47,10 @@ def _reading(data: DataConfig, path: str | None, mouse_ids: Sequence[str]) -> Da
 
 SENSORIUM2023 = Family(
     name="2023",
-    flags=frozenset(all_components()) | frozenset(SELECTORS) | {"output_mode"},
-    components={"core": frozenset(CORES), "readout": frozenset(READOUTS)},
+    options=option_set(),
     weights="ckpt/model_state.pt",
     wrapped=True,
+    from_options=RunConfig.from_options,
     config=RunConfig.from_published,
     build_model=build_model,
     from_published=from_published,
