@@ -18,6 +18,18 @@ FRAME_RATE = 30.0  # Hz, of movies and responses alike
 MAX_FRAMES = 300  # frames of a trial that are used: 10 s
 UNSCORED_FRAMES = 50  # first frames of a trial, which every score leaves out
 
+
+def used_frames(recorded: int) -> int:
+    """How many of a trial's recorded frames are used: the first 300."""
+    return min(recorded, MAX_FRAMES)
+
+
+def sample_frames(crop: int, recorded: int = MAX_FRAMES) -> int:
+    """Frames of a training sample of a trial; a `crop` of -1 (`--crop_frame`) takes the whole trial."""
+    return recorded if crop < 0 else min(crop, recorded)
+
+
+
 # The ten mice of the Sensorium 2023 challenge: A-E are the five original ones, F-J the five new ones.
 _OLD = "-Video-8744edeac3b4d1ce16b680916b5267ce"
 _NEW = "-Video-9b4f6a1a067fe51e15306b9628efea20"
@@ -120,9 +132,9 @@ class Batch:
         return len(self.trial_ids)
 
     @property
-    def padded(self) -> bool:
-        """Whether some trial is shorter than the batch."""
-        return bool((self.frames < self.video.shape[2]).any())
+    def used_frames(self) -> int:
+        """How many of the frames held here are used: the first 300."""
+        return used_frames(self.video.shape[2])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; copies from pinned memory to a GPU do not block."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from golden_files import golden_folder
+from plain_scores import single_trial_correlation
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import from_published, published_names, to_published
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.optim.parts import build_optimizer
-from viv1t.scoring.correlation import single_trial_correlation
 from viv1t.training.step import Step
 from viv1t.types import Batch
 

@@ -350,7 +350,7 @@ def test_old_mice_also_train_on_their_test_tiers(mice: Path, tmp_path: Path) -> 
 def test_padded_trials_come_from_recordings_as_the_step_takes_them(mice: Path, tmp_path: Path) -> None:
     config = RunConfig.from_options(options(mice, tmp_path, crop_frame=69, batch_size=4))
     recordings = Recordings.open(config.data, 1)
-    batches = [b for b in recordings.train_batches(1) if b.padded]
+    batches = [b for b in recordings.train_batches(1) if b.frames.min() < b.video.shape[2]]
     recordings.close()
     assert batches, "some trials of the tiny mice are shorter than 69 frames"
     for batch in batches:

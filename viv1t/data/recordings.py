@@ -27,7 +27,7 @@ from viv1t.data.statistics import (
 )
 from viv1t.data.transform import Transform, response_affine
 from viv1t.errors import ConfigError, DataError
-from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse
+from viv1t.types import MAX_FRAMES, OLD_MICE, TEST_TIERS, Mouse, sample_frames
 
 logger = logging.getLogger("viv1t")
 
@@ -330,10 +330,9 @@ class Recordings:
             yield BatchPlan(mouse, samples, None if crop == -1 else self._transforms[mouse].frames(crop))
 
     def _sample(self, epoch: int, mouse: str, trial: int, visit: int) -> Sample:
-        recorded, crop = self.frames(mouse, trial), self._config.crop_frame
-        if crop == -1 or recorded <= crop:
-            return Sample(trial, 0, recorded)
-        return Sample(trial, crop_start(self._seed, epoch, mouse, trial, recorded - crop + 1, visit), crop)
+        recorded = self.frames(mouse, trial)
+        frames = sample_frames(self._config.crop_frame, recorded)
+        return Sample(trial, crop_start(self._seed, epoch, mouse, trial, recorded - frames + 1, visit), frames)
 
 
 def open_reader(

@@ -29,7 +29,6 @@ from viv1t.types import MAX_FRAMES
 logger = logging.getLogger("viv1t")
 
 VERSION = 1  # of the algorithm: a cache of another version is computed anew
-FAMILIES = ("trial", "time")
 NAMES = ("min", "max", "mean", "std")
 MEDIAN_BYTES = 256 << 20  # of one block while medians are computed
 _REPORT_SECONDS = 10.0
@@ -167,7 +166,7 @@ def compute_statistics(session: Session, trials: Sequence[int]) -> MouseStatisti
             f"mouse {session.mouse.id}: {session.path}: {missing.what} to compute statistics from; {missing.fix}, or "
             "use --stat_mode 0 where meta/statistics holds them"
         )
-    running = {variable: _Running() for variable in VARIABLES}
+    running = {variable: Running() for variable in VARIABLES}
     next_report = time.monotonic() + _REPORT_SECONDS
     for done, trial in enumerate(trials):
         if time.monotonic() > next_report:
@@ -185,7 +184,7 @@ def compute_statistics(session: Session, trials: Sequence[int]) -> MouseStatisti
     )
 
 
-class _Running:
+class Running:
     """Statistics of one variable so far, (rows, T).
 
     Sums are taken relative to each frame's first value: exact for what is constant, and without cancellation.

@@ -14,7 +14,7 @@ from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError
 from viv1t.onnx_model import InputTransform, open_session, run_session
 from viv1t.scoring.correlation import CorrelationAccumulator
-from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
+from viv1t.types import UNSCORED_FRAMES
 
 TOLERANCE = 1e-4  # of float32, relative
 _EQUAL_TRIALS = 2  # recorded trials that PyTorch predicts as well
@@ -68,7 +68,7 @@ def recorded_cases(
     session = recordings.session(mouse_id)
     number = _EQUAL_TRIALS if precision == "fp32" else _SCORED_TRIALS
     for batch in islice(recordings.trials(mouse_id, tier), number):
-        frames = min(batch.video.shape[2], MAX_FRAMES)
+        frames = batch.used_frames
         if frames < max(fewest, UNSCORED_FRAMES + 2):
             continue
         tensors = {"video": batch.video, "behavior": batch.behavior, "pupil_center": batch.pupil_center}

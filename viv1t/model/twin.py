@@ -174,7 +174,7 @@ class ViV1T(nn.Module):
             self.check_input(movie, mouse_id)
         whole, seen = input_shapes(tuple(movie.shape), {n: tuple(a.shape) for n, a in arrays.items()}, self.frame_size)
         self._check_transformed(movie)
-        device, dtype = next(self.parameters()).device, self.features_dtype
+        device, dtype = self.device, self.features_dtype
         states = [a.reshape(seen[n][0]).expand(seen[n][1]).to(device, dtype).contiguous() for n, a in arrays.items()]
         return movie.reshape(whole).to(device, dtype).contiguous(), states[0], states[1]
 
@@ -210,6 +210,11 @@ class ViV1T(nn.Module):
         wanted = self.autocast == "always" or (self.autocast == "capable" and device.type == "cuda")
         half = wanted and _half(device, self.autocast == "always")
         return torch.bfloat16 if half else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @property
     def features_dtype(self) -> torch.dtype:

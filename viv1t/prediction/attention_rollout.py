@@ -70,7 +70,7 @@ def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_cente
     )
     if len(video) != 1:
         raise ConfigError(f"attention rollout takes one movie at a time, not {len(video)}")
-    device = next(model.parameters()).device
+    device = model.device
     training = model.training
     model.eval()
     try:

@@ -13,7 +13,7 @@ from viv1t.data.session import Session
 from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.onnx_model import OnnxModel
 from viv1t.prediction.files import TrialPrediction
-from viv1t.types import MAX_FRAMES
+from viv1t.types import MAX_FRAMES, used_frames
 
 logger = logging.getLogger("viv1t")
 
@@ -78,7 +78,7 @@ def predict_files(model: OnnxModel, session: Session, tier: str) -> Iterator[Tri
         )  # fmt: skip
     for trial in session.trials(tier):
         duration = session.duration(trial)
-        frames = min(duration, MAX_FRAMES)
+        frames = used_frames(duration)
         if frames < model.fewest_frames or (model.most_frames is not None and frames > model.most_frames):
             most = model.most_frames or "any number of"
             raise DataError(

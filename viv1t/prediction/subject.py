@@ -99,7 +99,7 @@ class SubjectModel:
         self.unpredicted = max(self.longest - model.core.output_frames(self.longest) for model in models)
         crops = [model.config.data.crop_frame for model in models if knows_places(model)]
         self.trained = min([self.longest, *(crop for crop in crops if crop > 0)])
-        self.device = next(models[0].parameters()).device
+        self.device = models[0].device
 
     @cached_property
     def _movie(self) -> MovieTransform:

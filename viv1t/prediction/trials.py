@@ -19,7 +19,6 @@ from viv1t.types import MAX_FRAMES
 
 logger = logging.getLogger("viv1t")
 
-UNITS = ("scaled", "recorded")
 
 
 @torch.no_grad()
@@ -63,7 +62,7 @@ def predict(
             continue
         batch = next(batches)
         check_length(models, batch)
-        frames = min(batch.video.shape[2], MAX_FRAMES)
+        frames = batch.used_frames
         response = ensemble_prediction(models, batch)[0].float().cpu().numpy()
         if units == "recorded":
             response = recordings.recorded_units(mouse_id, response, frames)

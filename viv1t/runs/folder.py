@@ -27,7 +27,7 @@ from viv1t.system.safe_yaml import dump_yaml, read_yaml
 from viv1t.runs.checkpoint import Progressed, read_checkpoint, read_newest
 from viv1t.runs.clearing import RECORDINGS, clear, is_ours, links
 from viv1t.runs.published_file import read_published
-from viv1t.types import MAX_FRAMES
+from viv1t.types import sample_frames
 
 log = logging.getLogger("viv1t.train")
 
@@ -387,7 +387,7 @@ def _of_model(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shapes_of(model: ViV1T, crop_frame: int) -> dict[str, Any]:
     """The `input_shapes` and `output_shapes` of `args.yaml`."""
     height, width = model.frame_size
-    frames = crop_frame if crop_frame > 0 else MAX_FRAMES
+    frames = sample_frames(crop_frame)
     return {
         "input_shapes": {
             "video": [1, frames, height, width], "behavior": [2, frames], "pupil_center": [2, frames],

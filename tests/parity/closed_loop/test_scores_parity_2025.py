@@ -18,7 +18,6 @@ from viv1t.families.closed_loop.names import published_names, to_published
 from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.model.twin import Neurons
 from viv1t.optim.plateau import EarlyStopping, Plateau
-from viv1t.scoring.correlation import poisson_loss, sse
 
 
 def same(found: Tensor | None, expected: list[float | None] | float) -> None:
@@ -51,9 +50,6 @@ def test_scores(number: int) -> None:
                 same(found, case["values"][key])
                 compared += 1
     assert compared >= 6
-    stacked = torch.stack(p), torch.stack(r)
-    assert sse(*stacked) == pytest.approx(case["values"]["sse/mean"], rel=1e-5)
-    assert poisson_loss(*stacked) == pytest.approx(case["values"]["poisson_loss/mean"], rel=1e-5)
     if "list_lengths" in case:
         cut = [[x[:, :n] for x, n in zip(of, case["list_lengths"], strict=True)] for of in (p, r)]
         same(metrics.correlation_over_trials(*cut), case["values"]["list/challenge_correlation"])

@@ -47,7 +47,7 @@ from viv1t.data.survey import STORE_FILE, recordings_in
 from viv1t.data.values import first_fault, recorded_end, turned
 from viv1t.errors import DataError
 from viv1t.system.progress import Progress
-from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES
+from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES, used_frames
 
 _FILE = "restore the file, or set the trial's tier to 'none'"
 _CORE = VivitConfig()  # what training uses where no option says otherwise
@@ -372,7 +372,7 @@ class SessionCheck:
                 self._take(finding)
 
     def _check_durations(self, session: Session) -> None:
-        used = {trial: min(frames, MAX_FRAMES) for trial, frames in self._durations.items()}
+        used = {trial: used_frames(frames) for trial, frames in self._durations.items()}
         longest = max((used[t] for t in session.trials("train") if t in used), default=None)
         most = max(self._durations.values(), default=0)
         if long := [trial for trial, frames in self._durations.items() if frames > MAX_FRAMES]:
@@ -419,7 +419,7 @@ class SessionCheck:
             self._add("warning", f"meta/statistics: {what}", fix)
             return
         training = [self._durations[t] for t in session.trials("train") if t in self._durations]
-        longest = min(max(training, default=0), MAX_FRAMES)
+        longest = used_frames(max(training, default=0))
         for variable, m in moments.items():
             name = f"meta/statistics/{FOLDERS[variable]}"
             arrays = {"min": m.min, "max": m.max, "mean": m.mean, "std": m.std}

@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 
+from viv1t.data.statistics import Running
 from viv1t.data.synthetic.movies import Rng, behave, gaze, naturalistic_movie, parametric_movie
 from viv1t.data.synthetic.neurons import MEMORY, draw_population
-from viv1t.data.synthetic.truth import EVALUATION_TIERS, Correlation, load_population, noise_ceiling, write_tuning
+from viv1t.data.synthetic.truth import EVALUATION_TIERS, load_population, noise_ceiling, write_tuning
 from viv1t.errors import ConfigError, DataError
 from viv1t.system.cores import usable_cores
 from viv1t.system.files import save_npy, writing
@@ -49,7 +50,7 @@ __all__ = [
     "synthesize",
 ]
 
-VERSION = 1  # of the recipe: raised when the same options would give other bytes
+VERSION = 2  # of the recipe: raised when the same options would give other bytes
 PADDING = 24  # NaN frames after the longest trial: 324 for 300, as published
 _KINDS = ("videos", "responses", "behavior", "pupil_center")
 _MOVIES = {"naturalistic": naturalistic_movie, "parametric": parametric_movie}
@@ -255,20 +256,25 @@ class _Recording:
         return _Shown(plan, arrays, None if plan.tier == "train" else self.cells.response(spikes))
 
     def write(self, workers: int, report: Report) -> None:
+        import torch  # which looking at data does without
+
+        from viv1t.scoring.correlation import CorrelationAccumulator
+
         if self.work.exists():
             shutil.rmtree(self.work)
         self._write_meta()
-        statistics = {kind: _Running() for kind in _KINDS}
-        ceiling = Correlation()
+        statistics = {kind: Running() for kind in _KINDS}
+        ceiling = CorrelationAccumulator()
         start = said = time.monotonic()
         with ThreadPoolExecutor(workers) as pool:
             for done, shown in enumerate(_in_order(pool, self._show, self.plans, workers), 1):
                 self._write_trial(shown)
                 if shown.plan.tier == "train":
                     for kind, array in shown.arrays.items():
-                        statistics[kind].add(array)
+                        statistics[kind].add(array, array.shape[-1])
                 elif shown.plan.tier == "oracle" and shown.rates is not None:
-                    ceiling.add(*(a[:, UNSCORED_FRAMES:MAX_FRAMES] for a in (shown.rates, shown.arrays["responses"])))
+                    pair = (shown.rates, shown.arrays["responses"])
+                    ceiling.update(*(torch.from_numpy(a[:, UNSCORED_FRAMES:MAX_FRAMES]) for a in pair))
                 if time.monotonic() - said > 2 or done == len(self.plans):
                     said = time.monotonic()
                     rate = done / (said - start)
@@ -277,11 +283,11 @@ class _Recording:
                         f"{self.target.name}: {done}/{len(self.plans)} trials, {rate:.1f} trials/s, {left:.0f} s left"
                     )
         for kind, running in statistics.items():
-            for name, values in running.results().items():
-                array = _padded(values, self.size.frames + PADDING).astype(np.float32)
+            for name, values in vars(running.over_trials()).items():
+                array = _padded(values, self.size.frames + PADDING)
                 _save(self.work / "meta" / "statistics" / kind / "all" / f"{name}.npy", array)
-        if ceiling.count:
-            _save(self.work / "truth" / "noise_ceiling.npy", ceiling.value())
+        if ceiling.frames:
+            _save(self.work / "truth" / "noise_ceiling.npy", ceiling.result().numpy().astype(np.float32))
         self._publish()
 
     def _write_meta(self) -> None:
@@ -335,37 +341,6 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-class _Running:
-    """Minimum, maximum, mean and population standard deviation over trials, per frame, of arrays (..., T) of any T."""
-
-    def __init__(self) -> None:
-        self.count = np.zeros(0)
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def add(self, values: np.ndarray) -> None:
-        frames = values.shape[-1]
-        if frames > len(self.count):
-            starts = {"min": np.inf, "max": -np.inf, "mean": 0.0, "squares": 0.0}
-            for name, start in starts.items():
-                kind = values.dtype if name in ("min", "max") else np.float64
-                longer = np.full((*values.shape[:-1], frames), start, dtype=kind)
-                if name in self.arrays:
-                    longer[..., : len(self.count)] = self.arrays[name]
-                self.arrays[name] = longer
-            self.count = np.pad(self.count, (0, frames - len(self.count)))
-        low, high, mean, squares = (self.arrays[k][..., :frames] for k in ("min", "max", "mean", "squares"))
-        np.minimum(low, values, out=low)
-        np.maximum(high, values, out=high)
-        self.count[:frames] += 1
-        change = values - mean
-        mean += change / self.count[:frames]
-        squares += change * (values - mean)
-
-    def results(self) -> dict[str, np.ndarray]:
-        std = np.sqrt(self.arrays["squares"] / self.count)
-        return {"min": self.arrays["min"], "max": self.arrays["max"], "mean": self.arrays["mean"], "std": std}
 
 
 def _padded(array: np.ndarray, frames: int) -> np.ndarray:

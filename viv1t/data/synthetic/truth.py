@@ -18,25 +18,6 @@ _BLOCK = 512  # neurons whose Gabors are transformed at once
 EVALUATION_TIERS = ("oracle", "live_test_main", "live_test_bonus", "final_test_main", "final_test_bonus")
 
 
-class Correlation:
-    """Correlation per neuron over trials and frames together, with 1e-8 added to each standard deviation."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums = np.zeros(0)
-
-    def add(self, expected: np.ndarray, recorded: np.ndarray) -> None:
-        x, y = expected.astype(np.float64), recorded.astype(np.float64)
-        sums = np.stack([x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)])
-        self.sums = self.sums + sums if self.count else sums
-        self.count += x.shape[1]
-
-    def value(self) -> np.ndarray:
-        x, y, xx, yy, xy = self.sums / self.count
-        spread = (np.sqrt(np.maximum(xx - x * x, 0)) + 1e-8) * (np.sqrt(np.maximum(yy - y * y, 0)) + 1e-8)
-        return np.asarray((xy - x * y) / spread, dtype=np.float32)
-
-
 def noise_ceiling(
     session: Path, tier: str = "oracle", *, skip: int = UNSCORED_FRAMES, to_average: bool = False
 ) -> np.ndarray:
@@ -58,6 +39,10 @@ def noise_ceiling(
     Raises:
         DataError: not a synthetic session, it has no trial of the tier, no movie is repeated, or no frame is left.
     """
+    import torch  # which looking at data does without
+
+    from viv1t.scoring.correlation import CorrelationAccumulator
+
     truth = session / "truth"
     if not (truth / "trials.json").is_file():
         raise DataError(f"{session} is not a synthetic session: it has no truth/trials.json")
@@ -65,7 +50,7 @@ def noise_ceiling(
     plans = [p for p in json.loads((truth / "trials.json").read_text()) if p["tier"] == tier]
     if not plans or tier == "train":
         raise DataError(f"{session} has no expected responses of the tier {tier}")
-    score = Correlation()
+    score = CorrelationAccumulator()
     for movie in sorted({p["movie"] for p in plans}):
         repeats = [p for p in plans if p["movie"] == movie]
         if to_average and len(repeats) < 2:
@@ -76,11 +61,11 @@ def noise_ceiling(
         if to_average:
             recorded, expected = [np.mean(recorded, axis=0)], [np.mean(expected, axis=0)]
         for rates, response in zip(expected, recorded, strict=True):
-            score.add(rates, response)
-    if not score.count:
+            score.update(torch.from_numpy(rates), torch.from_numpy(response))
+    if not score.frames:
         what = "no movie is repeated in" if to_average and skip < MAX_FRAMES else "no frame is left of"
         raise DataError(f"{session}: {what} the tier {tier} after the first {skip} frames")
-    return score.value()
+    return score.result().numpy().astype(np.float32)
 
 
 def tuning(cells: Population) -> dict[str, np.ndarray]:
