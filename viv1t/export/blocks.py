@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from viv1t.kernels.attention.rotary import Rotary, rotate
 
-from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock
+from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock, split_heads
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, causal: bool = False) -> Tensor:
     """Softmax attention within each sequence; q, k, v (S, L, heads * d) -> (S, L, heads * d)."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -27,12 +28,18 @@ class GraphParallelBlock(nn.Module):
         parts = block.fused_linear.weight.detach().split(block.widths)
         self.weights = nn.ParameterList(nn.Parameter(part.clone(), False) for part in parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (S, L, D) -> (S, L, D)."""
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """x (S, L, D) -> (S, L, D); `rotary` turns queries and keys."""
+        q, k, v, hidden = self.projections(x, rotary)
+        a = attention(q, k, v, self.block.heads, self.block.scale, self.block.causal)
+        return self.block.join(x, a, hidden)
+
+    def projections(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values (S, L, heads * d) and hidden units of x (S, L, D)."""
         block, y = self.block, self.block.norm(x)
         q, k, v, hidden = (F.linear(y, weight) for weight in self.weights)
-        a = attention(block.norm_q(q), block.norm_k(k), v, block.heads, block.scale)
-        return x + block.attention_out(a) + block.ff_out(block.activation(hidden))
+        q, k = rotate(block.norm_q(q), rotary, block.heads), rotate(block.norm_k(k), rotary, block.heads)
+        return q, k, v, hidden
 
 
 class GraphSequentialBlock(nn.Module):

@@ -20,7 +20,7 @@ from viv1t.config.run import RandomReadoutConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.export.check import Case, check_equal, precision_loss, random_cases, recorded_cases, validate_file
-from viv1t.export.graph import GraphCore, GraphModel, GraphReadout, check_known
+from viv1t.export.graph import GraphCore, GraphModel, GraphReadout
 from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
@@ -117,8 +117,6 @@ def check_exportable(models: Sequence[ViV1T], settings: Settings) -> None:
     """Raises a ConfigError for what cannot be exported."""
     if any(isinstance(model.config.readout, RandomReadoutConfig) for model in models):
         raise ConfigError("--readout random predicts noise: there is nothing to export")
-    for model in models:
-        check_known(model)
     if len(models) > 1:
         if len({model.frame_size for model in models}) > 1:
             raise ConfigError("the runs cannot form an ensemble: they take frames of different sizes")

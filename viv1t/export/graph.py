@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from viv1t.errors import ConfigError
 from viv1t.export.blocks import GraphParallelBlock, GraphSequentialBlock
 from viv1t.export.core import GraphGru, GraphTokenizer, GraphTransformer
 from viv1t.export.readout import GraphFactorizedReadout, GraphGaussian2d
-from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.blocks import ParallelBlock, SequentialBlock
 from viv1t.model.layers.tokenizer import Tokenizer
 from viv1t.model.layers.transformer import Transformer
@@ -29,21 +27,6 @@ _FORMS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     Gaussian2dReadout: GraphGaussian2d,
     FactorizedReadout: GraphFactorizedReadout,
 }
-
-
-def check_known(model: ViV1T) -> None:
-    """Raises a ConfigError for a core whose form for export is not written yet."""
-    if isinstance(core := model.core, Vivit):
-        new = {
-            "padded frames": any(core.tokenizer.padding),
-            "registers": core.spatial.registers is not None or core.temporal.registers is not None,
-            "rotary positions": core.spatial.rotary is not None or core.temporal.rotary is not None,
-            "positions of planes": core.tokenizer.plane is not None,
-            "causal attention": core.temporal.masked,
-            "norms other than LayerNorm": not isinstance(core.tokenizer.norm, nn.LayerNorm),
-        }
-        if found := [name for name, there in new.items() if there]:
-            raise ConfigError(f"a core with {', '.join(found)} cannot be exported yet: predict with PyTorch")
 
 
 def graph_form(model: ViV1T, mouse_id: str) -> ViV1T:

@@ -102,7 +102,7 @@ def _embed_bordered(
     padding: Padding,
 ) -> Tensor:
     """As `embed_patches`, for every norm and padding."""
-    on_frame = _pixels_on_frame(video, size, stride, padding)
+    on_frame = pixels_on_frame(video, (video.shape[3], video.shape[4]), size, stride, padding)
     pixels = size[1] * size[2]
     centre = video.new_zeros(1, 1, 1, 1, 1)
     if isinstance(norm, DynamicTanh):
@@ -147,9 +147,17 @@ def _embed_bordered(
     return y + bias
 
 
-def _pixels_on_frame(video: Tensor, size: Sequence[int], stride: Sequence[int], padding: Padding) -> Tensor:
-    """(Ph, Pw, ps * ps): 1 at those of a patch's pixels that lie on the frame, 0 at the others."""
-    inside = padding._replace(front=0).of_video(video.new_ones(1, *video.shape[3:]))[0]
+def pixels_on_frame(
+    like: Tensor, frame_size: tuple[int, int], size: Sequence[int], stride: Sequence[int], padding: Padding
+) -> Tensor:
+    """(Ph, Pw, ps * ps): 1 at those of a patch's pixels that lie on the frame, 0 at the others; of the type of `like`.
+
+    Args:
+        like: any tensor.
+        frame_size: (H, W).
+        size, stride, padding: as of `embed_patches`.
+    """
+    inside = padding._replace(front=0).of_video(like.new_ones(1, *frame_size))[0]
     return inside.unfold(0, size[1], stride[1]).unfold(1, size[2], stride[2]).flatten(2)
 
 
