@@ -43,6 +43,8 @@ class Recordings:
         train_sizes: training trials of each mouse, after merging and limiting: the loss scale counts these.
         batches_per_epoch: batches of an epoch over all mice, for all ranks together.
         served: the mice this rank trains.
+        videos: by mouse, where it is known, the number (trials,) of the video that each trial shows; else they are
+            compared.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Recordings:
         self._transforms = transforms
         self._train = train or {mouse: training_trials(session, config) for mouse, session in sessions.items()}
         self._ranks = ranks
+        self.videos: dict[str, np.ndarray] = {}
         self.mice: dict[str, Mouse] = {mouse: session.mouse for mouse, session in sessions.items()}
         self.served = self.served_by(rank)
         self._reader = open_reader(config, transforms, sessions)
@@ -177,7 +180,12 @@ class Recordings:
 
     def repeats(self, mouse_id: str, tier: str) -> list[list[int]]:
         """Groups of the tier's trials that show the same movie."""
-        return self._sessions[mouse_id].repeats(tier)
+        if (videos := self.videos.get(mouse_id)) is None:
+            return self._sessions[mouse_id].repeats(tier)
+        groups: dict[int, list[int]] = {}
+        for trial in self._sessions[mouse_id].trials(tier):
+            groups.setdefault(int(videos[trial]), []).append(trial)
+        return list(groups.values())
 
     def long_trials(self, mouse_id: str, trials: Sequence[int]) -> Finding | None:
         """What there is to say of trials longer than what is used of them; None for nothing.
@@ -272,25 +280,32 @@ class Recordings:
         movie = self.movie(mouse_id, self._train[mouse_id][0])
         return float(movie.min()), float(movie.max())
 
-    def mean_response(self, mouse_id: str) -> np.ndarray:
+    def mean_response(self, mouse_id: str, most: int | None = None) -> np.ndarray:
         """(N,) float32, the mean transformed response over all used frames of the training set.
+
+        Args:
+            mouse_id: whose.
+            most: of this many trials at most, those with the lowest numbers.
 
         Raises:
             DataError: a trial is missing or damaged, or there is none.
         """
-        session, transform, trials = self._sessions[mouse_id], self._transforms[mouse_id], self._train[mouse_id]
+        session, transform = self._sessions[mouse_id], self._transforms[mouse_id]
+        trials = sorted(self._train[mouse_id])[:most]
         if not trials:
             raise DataError(f"mouse {mouse_id}: no trial of the tier train to average; leave it out with --mouse_ids")
         total = np.zeros(session.mouse.neurons)
         frames = 0
         left = set(trials)
         statistics = self._statistics[mouse_id]
-        if statistics is not None and statistics.trial_ids and left.issuperset(statistics.trial_ids):
+        known = statistics is not None and statistics.trial_ids and not transform.floor
+        if statistics is not None and known and left.issuperset(statistics.trial_ids):
             # Their sums are known: only the trials that were merged in are read.
             left -= set(statistics.trial_ids)
             counts = statistics.counts[:MAX_FRAMES]
             sums = np.nan_to_num(statistics.trial["response"].mean[:, : counts.size].astype(np.float64) * counts)
-            total += (sums * transform.affine["response"].part(0, counts.size)[1]).sum(1)
+            offset, scale = transform.affine["response"].part(0, counts.size)
+            total += ((sums - offset * counts) * scale).sum(1)
             frames += int(counts.sum())
         for trial in sorted(left):
             used = transform.frames(session.duration(trial))

@@ -18,9 +18,10 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -88,6 +89,8 @@ class Session(ABC):
         path: the session's folder.
         mouse: its identity and neurons.
         tiers: tier of every trial number; the tier `oracle` on disk is `validation` here.
+        kept: indices of the neurons that are used, ascending; None for all.
+        whole: the same recording with all of its neurons.
     """
 
     ADVICE = "copy the file anew, or set the trial's tier to 'none'"  # what to do about a damaged trial
@@ -96,12 +99,25 @@ class Session(ABC):
         self.path = path
         self.mouse = mouse
         self.tiers = tiers
+        self.kept: np.ndarray | None = None
+        self.whole: Session = self
         self._hidden: dict[str, bool] = {}
         self._repeats: dict[str, list[list[int]]] = {}
 
     def trials(self, tier: str) -> list[int]:
         """The trial numbers of a tier, ascending."""
         return [trial for trial, name in self.tiers.items() if name == tier]
+
+    def limited(self, kept: np.ndarray) -> Self:
+        """The same recording with some of its neurons alone: `mouse` and responses hold no others.
+
+        Args:
+            kept: indices of the neurons among all, ascending.
+        """
+        other, mouse = copy(self), self.whole.mouse
+        other.kept = kept
+        other.mouse = replace(mouse, coordinates=mouse.coordinates[kept], unit_ids=mouse.unit_ids[kept])
+        return other
 
     def rows(self, variable: str) -> tuple[int, ...]:
         """The axes other than time: (H, W) pixels, (N,) neurons or (2,)."""
@@ -159,6 +175,8 @@ class Session(ABC):
 
     def _array(self, variable: str, trial: int) -> np.ndarray:
         """The same, with its values unchecked."""
+        if variable == "response" and self.kept is not None:
+            return self.whole._array(variable, trial)[self.kept]
         place, rows = self.place(variable, trial), self.rows(variable)
         array = self._checked(lambda _: place.read(rows), variable, trial)
         if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
@@ -179,7 +197,7 @@ class Session(ABC):
         """Whether a trial's responses are withheld by leaving them out: the file is absent, or holds only NaN."""
         if self.absent("response", trial):
             return True
-        array = self._array("response", trial)
+        array = self.whole._array("response", trial)
         return array.dtype.kind == "f" and bool(np.isnan(array).all())
 
     def absent(self, variable: str, trial: int) -> bool:
@@ -192,6 +210,8 @@ class Session(ABC):
         Raises:
             DataError: a trial is damaged.
         """
+        if self.whole is not self:  # a few of its neurons may be silent
+            return self.whole.hidden(tier)
         if tier not in self._hidden:
             trials = self.trials(tier)
             silent = (

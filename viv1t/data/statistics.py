@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,16 @@ class MouseStatistics:
     time: Mapping[str, Moments] | None
     trial_ids: tuple[int, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def limited(self, kept: np.ndarray) -> MouseStatistics:
+        """The same for some of the neurons alone, by their indices."""
+        time = None if self.time is None else _limited(self.time, kept)
+        return replace(self, trial=_limited(self.trial, kept), time=time)
+
+
+def _limited(of: Mapping[str, Moments], kept: np.ndarray) -> dict[str, Moments]:
+    r = of["response"]
+    return {**of, "response": Moments(r.min[kept], r.max[kept], r.mean[kept], r.std[kept])}
 
 
 def movie_levels(statistics: MouseStatistics) -> tuple[float, float]:

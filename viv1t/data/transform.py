@@ -166,6 +166,13 @@ class Transform:
         other.center = None
         return other
 
+    def limited(self, kept: np.ndarray) -> Transform:
+        """The same for some of the neurons alone, by their indices."""
+        other = copy(self)
+        if (whole := self.affine.get("response")) is not None:
+            other.affine = {**self.affine, "response": Affine(whole.offset[kept], whole.scale[kept])}
+        return other
+
     def frames(self, duration: int) -> int:
         """How many frames of a trial of `duration` recorded frames are used."""
         return duration if self._max_frames is None else min(duration, self._max_frames)

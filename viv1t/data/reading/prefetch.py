@@ -164,11 +164,24 @@ class Prefetcher:
             return plan, batch.result()
         failure = None if batch is None else engine.take()
         if batch is not None and failure is None:
-            return plan, batch
+            return plan, self._selected(plan, batch)
         batch = self._read_plainly(plan)
         if failure is not None:
             self._adapt(plan, *failure)
         return plan, batch
+
+    def _selected(self, plan: BatchPlan, batch: Batch) -> Batch:
+        """The batch with the neurons that are used alone, where the engine has read them all, as recorded."""
+        kept = self._sessions[plan.mouse_id].kept
+        if kept is None:
+            return batch
+        response = batch.response[:, torch.from_numpy(kept)]
+        affine = self._transforms[plan.mouse_id].affine.get("response")
+        if affine is not None:
+            for row, sample in zip(response, plan.samples, strict=True):
+                offset, scale = map(torch.from_numpy, affine.part(sample.first_frame, sample.frames))
+                row[:, : sample.frames].sub_(offset).mul_(scale)
+        return replace(batch, response=response)
 
     def _read_plainly(self, plan: BatchPlan) -> Batch:
         batch = next(self._plain.read((plan,)))
@@ -196,6 +209,8 @@ class Prefetcher:
         place = session.place(variable, plan.samples[0].trial_id)
         frames_first = variable == "video" or (variable == "response" and place.frames_first)
         affine = self._transforms[plan.mouse_id].affine.get(variable)
+        if variable == "response" and session.kept is not None:  # they are selected afterwards
+            return _Table.make(session.whole.rows(variable), None, frames_first, Element.f32)
         return _Table.make(session.rows(variable), affine, frames_first, element)
 
     def _allocate(self, plan: BatchPlan, tables: dict[str, _Table], frames: int) -> Batch:

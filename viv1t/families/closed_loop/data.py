@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from viv1t.config.run import DataConfig
+from viv1t.data.metadata import read_metadata
 from viv1t.data.mice import discover, open_recording
+from viv1t.data.npy import read_npy
 from viv1t.data.recordings import Recordings
 from viv1t.data.session import Session
 from viv1t.data.statistics import Moments, MouseStatistics, computed_statistics, response_precision
 from viv1t.data.transform import EPSILON, Affine, Transform
-from viv1t.errors import ConfigError, DataError, missing_folder
+from viv1t.errors import DataError, missing_folder
 from viv1t.families.closed_loop.options import ROCHEFORT_SESSIONS, ClosedLoopDataConfig
 
 log = logging.getLogger("viv1t")
@@ -134,9 +136,9 @@ def find_sessions(config: ClosedLoopDataConfig) -> dict[str, Session]:
     if not root.is_dir():
         raise missing_folder(root, "give the folder that holds sensorium/", option="--data_dir ")
     sensorium, rochefort = root / "sensorium", root / "rochefort-lab"
-    found: dict[str, Path] = discover(sensorium) if sensorium.is_dir() or not rochefort.is_dir() else {}
-    if not sensorium.is_dir() and not rochefort.is_dir():
-        found = discover(root)
+    found: dict[str, Path] = {}
+    if sensorium.is_dir() or not rochefort.is_dir():
+        found = discover(sensorium if sensorium.is_dir() else root)
     for name, path in (discover(rochefort) if rochefort.is_dir() else {}).items():
         letters = [(m, first) for m, first in ROCHEFORT_SESSIONS.items() if name[:-1] == first[:-1]]
         mouse = name if not letters else letters[0][0] + ("" if name == letters[0][1] else f"_day{name[-1]}")
@@ -153,21 +155,54 @@ def find_sessions(config: ClosedLoopDataConfig) -> dict[str, Session]:
 def open_recordings(
     config: ClosedLoopDataConfig, seed: int, rank: int = 0, ranks: int = 1, device: torch.device | None = None
 ) -> Recordings:
-    """As `Recordings.open`, for the options of 2025."""
-    if config.limit_neurons is not None:
-        raise ConfigError("--limit_neurons is not read here yet: leave it out")
+    """As `Recordings.open`, for the options of 2025.
+
+    Where `<data_dir>/metadata` is the authors' folder of statistics, those of the mice in it are taken from there.
+    """
     sessions = find_sessions(config)
     frame_size = next(iter(sessions.values())).frame_size
     if odd := [mouse for mouse, session in sessions.items() if session.frame_size != frame_size]:
         raise DataError(f"--data_dir {config.path}: movies of mouse {', '.join(odd)} are of another size")
-    statistics = {mouse: computed_statistics(session) for mouse, session in sessions.items()}
+    statistics = {mouse: _statistics(Path(config.path) / "metadata", session) for mouse, session in sessions.items()}
     transforms = {
         mouse: build_transform(mouse, known, config.inputs, config.outputs, config.center_crop, frame_size)
         for mouse, known in statistics.items()
     }
+    if config.limit_neurons is not None:
+        for mouse, session in sessions.items():
+            kept = limited_neurons(session.mouse.neurons, config.limit_neurons, seed)
+            sessions[mouse] = session.limited(kept)
+            statistics[mouse] = statistics[mouse].limited(kept)
+            transforms[mouse] = transforms[mouse].limited(kept)
     plain = DataConfig(
         path=config.path, mice="all", transform="standardize", response_scale="neuron", center_crop=config.center_crop,
         crop_frame=config.crop_frame, batch_size=config.batch_size, num_workers=config.num_workers,
     )  # fmt: skip
     train = {mouse: limited_trials(s.trials("train"), config.limit_data, seed) for mouse, s in sessions.items()}
-    return Recordings(plain, seed, sessions, dict(statistics), transforms, frame_size, rank, ranks, device, train)
+    recordings = Recordings(plain, seed, sessions, dict(statistics), transforms, frame_size, rank, ranks, device, train)
+    for mouse, session in sessions.items():
+        path = Path(config.path) / "metadata" / "video_ids" / f"mouse{mouse}.npy"
+        if path.is_file():
+            recordings.videos[mouse] = _video_ids(path, len(session.tiers))
+    return recordings
+
+
+def _video_ids(path: Path, trials: int) -> np.ndarray:
+    try:
+        ids = read_npy(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; get the file anew") from error
+    if ids.shape != (trials,) or ids.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: expected {trials} whole numbers, one for each trial of the recording, found {ids.shape} "
+            f"{ids.dtype}: it belongs to another recording"
+        )
+    return ids
+
+
+def _statistics(metadata: Path, session: Session) -> MouseStatistics:
+    known = read_metadata(metadata, session.mouse.id, session.mouse.neurons, session.frame_size)
+    if known is None or known.statistics is None or known.statistics.time is None:
+        return computed_statistics(session)
+    log.info("mouse %s: statistics are those of %s", session.mouse.id, metadata)
+    return known.statistics
