@@ -151,7 +151,7 @@ def test_all_leaves_out_what_there_is_no_time_for(monkeypatch: pytest.MonkeyPatc
         ({"format": "xlsx"}, "--format must be one of parquet, csv, not 'xlsx'"),
         ({"neurons": [0, 5]}, "--neurons 5: mouse F has 5 neurons, numbered from 0 to 4"),
         ({"neurons": [1, 1]}, "names a neuron twice"),
-        ({"neurons": "best"}, "--neurons must be all, or numbers from 0, not 'best'"),
+        ({"neurons": "best"}, "--neurons must be all, numbers from 0, or best:K with K from 1 to 5 for mouse F"),
         ({"budget": 0}, "--budget must be above 0 seconds"),
         ({"batch_size": 0}, "--batch_size must be at least 1, not 0"),
     ],

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
-import torch
 
-import viv1t
 import viv1t.lab.gratings as gratings
+from viv1t.data.session import Session
 from viv1t.errors import ConfigError
-from viv1t.lab.centered import Groups, NowhereToShow, groups
-from viv1t.lab.experiments import context, contrast, direction, frequency, onset, rf, size
+from viv1t.lab.bench import Bench, Plans
+from viv1t.lab.centered import Groups, groups
+from viv1t.lab.experiments import context, contrast, direction, frequency, onset, reliability, rf, size
 from viv1t.lab.gratings import Grid
-from viv1t.lab.observers import Observer, Twin, digest_of
-from viv1t.lab.pictures import draw
+from viv1t.lab.observers import Observer
 from viv1t.lab.present import OverBudget, Shown, Theatre
-from viv1t.lab.protocols import BLOCKS, Layout
-from viv1t.lab.tables import FORMATS, read_table, table_of, write_table
-from viv1t.prediction.sources import opened_subjects
-from viv1t.runs.ensemble import load_models
-from viv1t.runs.folder import RunFolder
-from viv1t.stimuli.geometry import SENSORIUM, Monitor
-from viv1t.system.files import write_text
-from viv1t.training.trainer import best_device
-
-VERSION = 1  # of the tables: raised when the same responses would give others
-# Those that serve all neurons at once, and those whose patterns lie at each neuron's field.
-EXPERIMENTS = ("rf", "direction", "frequency", "contrast")
-AT_FIELDS = ("size", "context")
-
-Plans = Callable[[Theatre], list[Callable[[], Shown]]]
-Columns = Callable[[Observer, Shown, np.ndarray, np.ndarray], dict[str, Any]]
 
 
-class Lab:
+class Lab(Bench):
     """Experiments on the twins of the mice of a run.
 
     Every experiment gives a table, a row a neuron, and writes it to `<out>/<session>/<experiment>.parquet` beside
@@ -58,9 +34,13 @@ class Lab:
         out: folder to write to; None writes nothing.
         device: of the models; default the best there is.
         statistics: files in the recordings' place, as for `viv1t-predict`.
-        neurons: places of the neurons that tables hold, or `all`.
+        mean_statistics: whether statistics of each frame are replaced by their means over frames, so that a pattern is
+            the same input wherever in a trial it lies.
+        states_of: a mouse whose statistics of movies, behavior and gaze all are examined with.
+        neurons: places of the neurons that tables hold, `all`, or `best:K`, the K most reliable in repeated trials.
         format: `parquet` or `csv`.
         monitor: turns pixels into degrees.
+        state: behavior over every film: `running`, `still`, or a percentile of the training trials.
         behavior: (2,) as recorded, the same over every film; default the training medians.
         pupil_center: likewise.
         budget: seconds that all experiments together may take; leaner protocols are chosen by it. None is no limit.
@@ -73,105 +53,6 @@ class Lab:
     Raises:
         viv1t.errors.Viv1tError: a run, its statistics or recordings are missing or damaged, or an option is wrong.
     """
-
-    def __init__(
-        self,
-        runs: str | Path | Sequence[str | Path] | Mapping[str, Observer],
-        data: str | Path | None = None,
-        mice: str | Sequence[str] | None = None,
-        out: str | Path | None = "lab",
-        device: str | None = None,
-        *,
-        statistics: str | Path | Sequence[str | Path] = (),
-        neurons: str | Sequence[int] = "all",
-        format: str = "parquet",
-        monitor: Monitor = SENSORIUM,
-        behavior: Any = None,
-        pupil_center: Any = None,
-        budget: float | None = None,
-        batch_size: int | None = None,
-        seed: int = 1234,
-        plots: bool = False,
-        say: Callable[[str], None] = lambda _: None,
-        progress: bool = False,
-    ) -> None:
-        if format not in FORMATS:
-            raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, not {format!r}")
-        if budget is not None and not budget > 0:
-            raise ConfigError(f"--budget must be above 0 seconds, not {budget}")
-        self.out = None if out is None else Path(out)
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"--out {out}: is a file: name a folder")
-        self.format, self.monitor, self.seed, self.plots, self._say = format, monitor, seed, plots, say
-        self._stack = ExitStack()
-        given = {n: v for n, v in (("behavior", behavior), ("pupil_center", pupil_center)) if v is not None}
-        wanted = [mice] if isinstance(mice, str) else mice
-        if isinstance(runs, Mapping):
-            observers: dict[str, Observer] = {m: runs[m] for m in wanted or runs}
-        else:
-            observers = self._twins(_several(runs), data, wanted, device, _several(statistics), given)
-        self._neurons = {id: _chosen(neurons, observer) for id, observer in observers.items()}
-        deadline = None if budget is None else time.monotonic() + budget
-        self._theatres = {
-            id: Theatre(
-                observer, None if self.out is None else self.out / observer.mouse.session / "responses",
-                batch_size=batch_size, deadline=deadline, say=say, progress=progress,
-            )
-            for id, observer in observers.items()
-        }  # fmt: skip
-        self._grids: dict[tuple[str, Grid | None], gratings.Responses] = {}
-        self._some = not isinstance(neurons, str)
-
-    def _twins(
-        self, runs: list[Any], data: Any, mice: Sequence[str] | None, device: str | None, statistics: list[Any],
-        states: Mapping[str, Any],
-    ) -> dict[str, Observer]:  # fmt: skip
-        folders = [RunFolder(run) for run in runs]
-        if not folders:
-            raise ConfigError("runs is empty: give a run folder, or several")
-        models, known = load_models(folders, best_device(device), mice)
-        place = None if data is None else str(data)
-        subjects = self._stack.enter_context(opened_subjects(folders, models, known, place, statistics))
-        arrays = {name: np.asarray(values, dtype=np.float64) for name, values in states.items()}
-        return {id: Twin(models, subject, arrays) for id, subject in subjects.items()}
-
-    @property
-    def experiments(self) -> tuple[str, ...]:
-        """Those that `all` does."""
-        limited = self._some or any(theatre.deadline is not None for theatre in self._theatres.values())
-        return (*EXPERIMENTS, *AT_FIELDS) if limited else EXPERIMENTS
-
-    @property
-    def mice(self) -> list[str]:
-        """Ids of the mice."""
-        return list(self._theatres)
-
-    # -- presenting ----------------------------------------------------------------------------------------------------
-
-    def present(self, stimulus: Any, layout: Layout | None = None) -> Any:
-        """Responses of all neurons, in recorded units.
-
-        Args:
-            stimulus: a film (T, H, W) of grey levels 0 to 255 of any length, or a list of patterns, films of the
-                layout's length, each shown in grey.
-            layout: of patterns; default blocks of 30 frames.
-
-        Returns:
-            (N, T) float32 of a film, NaN where nothing is predicted; (patterns, N, frames) of patterns. A dictionary
-            by mouse where there are several.
-
-        Raises:
-            ConfigError: the stimulus does not fit.
-        """
-        answers = {}
-        for id, theatre in self._theatres.items():
-            if isinstance(stimulus, np.ndarray) and stimulus.ndim == 3:
-                answers[id] = theatre.observer.answer_long(_film(stimulus, theatre.observer.frame_size))
-            else:
-                films = [_film(pattern, theatre.observer.frame_size) for pattern in stimulus]
-                shown = theatre.fit(Shown(layout or BLOCKS, films, seed=self.seed))
-                answers[id] = np.moveaxis(theatre.present(shown), 1, 0)
-        return answers if len(answers) > 1 else next(iter(answers.values()))
 
     # -- experiments ---------------------------------------------------------------------------------------------------
 
@@ -305,6 +186,31 @@ class Lab:
 
         return self._run("onset", {"centre_grid": centre_grid, "own": own}, plans, columns)
 
+    def reliability(self, *, fields: bool = False) -> pd.DataFrame:
+        """Which neurons are worth an experiment of their own: recorded repeats, and how well they are predicted.
+
+        Args:
+            fields: leave out those without a good receptive field in the order.
+
+        Returns:
+            See `viv1t.lab.experiments.reliability.table`.
+
+        Raises:
+            ConfigError: there is no recording.
+            DataError: no movie was shown twice with its responses given.
+        """
+        tables, found = [], self.rf() if fields else None
+        for id, theatre in self._theatres.items():
+            good = None if found is None else found.loc[found["mouse"] == id, "good"].to_numpy(bool)
+            session = self.recording(id)
+
+            def make(theatre: Theatre = theatre, session: Session = session, good: Any = good) -> dict[str, Any]:
+                return reliability.table(theatre.observer, session, self._neurons[theatre.observer.mouse.id], good)
+
+            parts = [str(session.path), "" if good is None else str(good.tolist())]
+            tables.append(self._keep("reliability", {"fields": fields}, theatre.observer, parts, make))
+        return pd.concat(tables, ignore_index=True)
+
     def all(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, pd.DataFrame]:
         """Every experiment for which there is time, those that say most a minute first; says what is left out.
 
@@ -342,114 +248,3 @@ class Lab:
         fields, responses = fields[fields["mouse"] == id], self._grid(theatre, None)
         alone = self._some if own is None else own
         return lambda step: groups(fields, responses, self._neurons[id], centre_grid=step, own=alone)
-
-    def _run(self, name: str, options: Mapping[str, Any], plans: Plans, columns: Columns) -> pd.DataFrame:
-        """Shows, computes and writes an experiment for every mouse; what is there already is read."""
-        tables = []
-        for id, theatre in self._theatres.items():
-            observer, neurons = theatre.observer, self._neurons[id]
-            path = self._path(observer, name)
-            try:
-                shown = theatre.choose(plans(theatre))
-            except NowhereToShow as error:
-                self._say(f"{name}, mouse {id}: {error}")
-                tables.append(table_of(observer.mouse, neurons, {"reason": error.reasons}))
-                if path is not None:
-                    write_table(path, tables[-1])
-                continue
-            record = self._record(name, options, observer, shown, neurons)
-            table = None if path is None else _finished(path, record["digest"])
-            if table is None:
-                responses = theatre.present(shown, name)
-                table = table_of(observer.mouse, neurons, columns(observer, shown, responses, neurons))
-                if path is not None:
-                    write_table(path, table)
-                    if self.plots:
-                        draw(name, table, observer, shown, responses, path.with_suffix(".png"))
-                    write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-            tables.append(table)
-        return pd.concat(tables, ignore_index=True)
-
-    def _path(self, observer: Observer, name: str) -> Path | None:
-        return None if self.out is None else self.out / observer.mouse.session / f"{name}.{self.format}"
-
-    def _record(
-        self, name: str, options: Mapping[str, Any], observer: Observer, shown: Shown, neurons: np.ndarray
-    ) -> dict[str, Any]:
-        """What repeats an experiment; its digest is that of all that its table depends on."""
-        monitor = [self.monitor.width, self.monitor.height, self.monitor.distance]
-        decides = json.dumps([VERSION, name, dict(options), monitor, self.seed], sort_keys=True)
-        parts = [observer.identity, shown.digest(), decides]
-        layout = {k: getattr(shown.layout, k) for k in ("lead", "before", "pattern", "after", "count")}
-        return {
-            "experiment": name,
-            "digest": digest_of([*(part.encode() for part in parts), neurons.tobytes()]),
-            "options": dict(options), "mouse": observer.mouse.id, "session": observer.mouse.session,
-            "neurons": len(neurons), "observer": observer.facts, "monitor": monitor, "seed": self.seed,
-            "layout": layout, "patterns": len(shown.patterns), "trials": shown.trials,
-            "versions": {
-                "viv1t": viv1t.__version__, "python": platform.python_version(), "numpy": np.__version__,
-                "scipy": scipy.__version__, "torch": str(torch.__version__),
-            },
-        }  # fmt: skip
-
-    def close(self) -> None:
-        """Closes recordings, where they were opened."""
-        self._stack.close()
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _several(given: Any) -> list[Any]:
-    return [given] if isinstance(given, str | Path) else list(given)
-
-
-def _finished(path: Path, digest: str) -> pd.DataFrame | None:
-    """The table of an experiment whose record has this digest; None where there is none."""
-    record = path.with_suffix(".json")
-    try:
-        same = path.is_file() and json.loads(record.read_text())["digest"] == digest
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return read_table(path) if same else None
-
-
-def _chosen(neurons: str | Sequence[int], observer: Observer) -> np.ndarray:
-    """Places of the chosen neurons.
-
-    Raises:
-        ConfigError: the mouse does not have one, or one is named twice.
-    """
-    count, id = observer.mouse.neurons, observer.mouse.id
-    if isinstance(neurons, str):
-        if neurons != "all":
-            raise ConfigError(f"--neurons must be all, or numbers from 0, not {neurons!r}")
-        return np.arange(count)
-    chosen = np.asarray(neurons)
-    if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
-        raise ConfigError(f"--neurons must be all, or numbers from 0, not {neurons!r}")
-    if outside := [int(n) for n in chosen if not 0 <= n < count]:
-        raise ConfigError(f"--neurons {outside[0]}: mouse {id} has {count} neurons, numbered from 0 to {count - 1}")
-    if len(np.unique(chosen)) < len(chosen):
-        raise ConfigError("--neurons: names a neuron twice")
-    return chosen.astype(np.int64)
-
-
-def _film(film: Any, frame_size: tuple[int, int]) -> np.ndarray:
-    """Grey levels 0 to 255 as uint8, (T, H, W).
-
-    Raises:
-        ConfigError: another shape, or values that are no grey levels.
-    """
-    array = np.asarray(film)
-    if array.ndim != 3 or array.shape[1:] != frame_size or not len(array):
-        raise ConfigError(f"a film must be (T, {frame_size[0]}, {frame_size[1]}), not {array.shape}")
-    if array.dtype.kind not in "fiub" or not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
-        raise ConfigError("a film must have grey levels from 0 to 255")
-    return np.rint(array).astype(np.uint8)

@@ -51,8 +51,16 @@ class Observer(Protocol):
     def answer(self, films: np.ndarray) -> np.ndarray:
         """(B, T, H, W) uint8 grey levels to (B, N, t) float32, recorded units of the last t frames."""
 
-    def answer_long(self, film: np.ndarray) -> np.ndarray:
-        """(T, H, W) grey levels of any length to (N, T) float32; NaN where nothing is predicted."""
+    def answer_long(self, film: np.ndarray, states: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Responses to a film of any length.
+
+        Args:
+            film: (T, H, W) grey levels 0 to 255.
+            states: (2, T) `behavior` and `pupil_center` as recorded, in place of those that stay the same.
+
+        Returns:
+            (N, T) float32; NaN where nothing is predicted.
+        """
 
 
 class Twin:
@@ -172,11 +180,11 @@ class Twin:
             for parameter in asked:
                 parameter.requires_grad_(True)
 
-    def answer_long(self, film: np.ndarray) -> np.ndarray:
+    def answer_long(self, film: np.ndarray, states: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         pieces = (
             torch.from_numpy(np.array(film[i : i + 64], np.float32) * self._level) for i in range(0, len(film), 64)
         )
-        parts = [*predict_long(self._long, pieces, len(film), self.states)]
+        parts = [*predict_long(self._long, pieces, len(film), {**self.states, **(states or {})})]
         return self.recorded(np.concatenate(parts, axis=1))
 
     def recorded(self, response: np.ndarray) -> np.ndarray:
@@ -216,8 +224,9 @@ class TrueNeurons:
     def answer(self, films: np.ndarray) -> np.ndarray:
         return np.stack([self.answer_long(film) for film in films])
 
-    def answer_long(self, film: np.ndarray) -> np.ndarray:
-        behavior, gaze = (np.broadcast_to(self.states[n][:, None], (2, len(film))) for n in STATES)
+    def answer_long(self, film: np.ndarray, states: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        own = {n: np.broadcast_to(self.states[n][:, None], (2, len(film))) for n in STATES} | dict(states or {})
+        behavior, gaze = (own[n] for n in STATES)
         return self.cells.expected(film, behavior, gaze)
 
 
