@@ -21,6 +21,17 @@ class DataError(Viv1tError, ValueError):
     """A recording that is missing, damaged or inconsistent; names the mouse, trial and file. Exit status 1."""
 
 
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises a ConfigError where an argument is none of its choices.
+
+    Args:
+        name: what the user calls it: `tier` in Python, `--tier` of a command.
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
 def missing_folder(folder: Path, advice: str, option: str = "") -> DataError:
     """What is wrong with a path that is no folder, and what to give instead."""
     what = "is a file, not a folder" if folder.exists() else "no such folder"

@@ -10,6 +10,7 @@ import numpy as np
 from viv1t.errors import ConfigError
 
 STATES = ("behavior", "pupil_center")
+UNITS = ("scaled", "recorded")  # of responses: as the model was trained, or those of the recordings
 OVERSHOOT = 0.125  # how far, in parts of their range, resized movies may lie outside of their grey levels
 
 Shape = tuple[int, ...]

@@ -393,7 +393,7 @@ def test_movies_of_one_name_do_not_replace_each_other_s_responses(
     ("words", "status", "reason"),
     [
         (["--movie", "{film}", "--tier", "train"], 2, "leave --tier and --submission out"),
-        (["--movie", "{film}", "--fit", "fill"], 2, "--fit must be one of crop, pad, stretch, not fill"),
+        (["--movie", "{film}", "--fit", "fill"], 2, "--fit must be one of crop, pad, stretch, not 'fill'"),
         (["--movie", "{film}", "--plot", "p.gif"], 2, "its name must end in one of pdf, svg, png"),
         (["--movie", "{film}", "--decoder", "dali"], 2, "DALI cannot decode it: it does not decode h264 on the CPU"),
         (["--movie", "absent.mp4"], 1, "--movie absent.mp4: no such file"),

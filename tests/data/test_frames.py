@@ -93,7 +93,7 @@ def test_levels_beyond_the_limited_range_are_cut_before_they_are_averaged() -> N
 
 
 def test_an_unknown_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--fit must be one of crop, pad, stretch, not fill"):
+    with pytest.raises(ConfigError, match="--fit must be one of crop, pad, stretch, not 'fill'"):
         Resize((2, 2), (1, 1), "fill")
 
 

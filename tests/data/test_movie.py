@@ -262,7 +262,7 @@ def test_time_stamps_that_leap_are_not_believed(tmp_path: Path) -> None:
 
 def test_unknown_choices_are_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", moving_pattern(2, *SIZE))
-    with pytest.raises(ConfigError, match="--fit must be one of crop, pad, stretch, not fill"):
+    with pytest.raises(ConfigError, match="--fit must be one of crop, pad, stretch, not 'fill'"):
         Movie(path, SIZE, fit="fill")
     with pytest.raises(ConfigError, match="--decoder must be dali or pyav, not ffmpeg"):
         Movie(path, SIZE, decoder="ffmpeg")

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from viv1t.data.npy import read_npy
-from viv1t.errors import ConfigError, DataError
+from viv1t.errors import ConfigError, DataError, check_choice
 from viv1t.inputs import STATES
 from viv1t.plot.movie import MovieSummary, movie_responses
 from viv1t.plot.style import figure_path
@@ -35,8 +35,8 @@ def predict_to_movie(args: argparse.Namespace) -> int:
     """Predicts the responses of every mouse of a run, or of several as an ensemble, to `args.movie`."""
     if args.tier or args.submission:
         raise ConfigError("--movie predicts a video file: leave --tier and --submission out")
-    if args.fit not in (None, *FITS):
-        raise ConfigError(f"--fit must be one of {', '.join(FITS)}, not {args.fit}")
+    if args.fit is not None:
+        check_choice("--fit", args.fit, FITS)
     path, out = Path(args.movie), Path(args.output_dir)
     figure = None if args.plot is None else Path(args.plot or out / f"{path.stem}.png")
     if figure is not None:

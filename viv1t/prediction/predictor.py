@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.errors import ConfigError, DataError
-from viv1t.inputs import STATES, as_array, as_inputs, check_levels
+from viv1t.errors import ConfigError, DataError, check_choice
+from viv1t.inputs import STATES, UNITS, as_array, as_inputs, check_levels
 from viv1t.prediction.film import movie_windows, predict_movie
 from viv1t.prediction.sources import mouse_of, opened_subjects
 from viv1t.prediction.subject import Subject, SubjectModel, predict_long
@@ -58,8 +58,7 @@ class Predictor:
         mouse_ids: str | Sequence[str] | None = None,
         units: str = "scaled",
     ) -> None:
-        if units not in ("scaled", "recorded"):
-            raise ConfigError(f"units must be 'scaled' or 'recorded', not {units!r}")
+        check_choice("units", units, UNITS)
         folders = [RunFolder(run) for run in _several(runs)]
         if not folders:
             raise ConfigError("runs is empty: give a run folder, or several")

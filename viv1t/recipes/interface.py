@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viv1t.errors import ConfigError, check_run_folders
+from viv1t.errors import check_choice, check_run_folders
+from viv1t.inputs import UNITS
 from viv1t.recipes.configuration import configuration
 from viv1t.recipes.train import run
 from viv1t.types import TIERS
@@ -27,11 +28,6 @@ Runs = str | Path | Sequence[str | Path]
 
 def _several(runs: Runs) -> list[str]:
     return [str(runs)] if isinstance(runs, str | Path) else [str(run) for run in runs]
-
-
-def _check_tier(tier: str) -> None:
-    if tier not in TIERS:
-        raise ConfigError(f"tier must be one of {', '.join(TIERS)}, not {tier!r}")
 
 
 def train(options: AnyConfig | Mapping[str, Any] | None = None, **more: Any) -> Path:
@@ -80,7 +76,7 @@ def evaluate(
     """
     names = [tiers] if isinstance(tiers, str) else list(tiers)
     for tier in names:
-        _check_tier(tier)
+        check_choice("tier", tier, TIERS)
     folders = _several(runs)
     check_run_folders(folders)
     from viv1t.prediction.evaluate import as_mapping
@@ -119,9 +115,8 @@ def predict(
     Raises:
         viv1t.errors.Viv1tError: a run or its recordings are missing, damaged, or do not fit each other.
     """
-    _check_tier(tier)
-    if units not in ("scaled", "recorded"):
-        raise ConfigError(f"units must be 'scaled' or 'recorded', not {units!r}")
+    check_choice("tier", tier, TIERS)
+    check_choice("units", units, UNITS)
     folders = _several(runs)
     check_run_folders(folders)
     return _predictions(folders, tier, None if data is None else str(data), mouse_ids, units, device)

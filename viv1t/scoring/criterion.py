@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viv1t.errors import ConfigError
+from viv1t.errors import check_choice
 
 EPS = torch.finfo(torch.float32).eps
 CORRELATION_WEIGHT = 1000.0  # of poisson_correlation's second term
@@ -187,8 +187,7 @@ def unscaled_criterion(
     name: str, response: Tensor, prediction: Tensor, batch_size: int, mask: Tensor | None = None
 ) -> Tensor:
     """As `criterion`, before S."""
-    if name not in CRITERIA:
-        raise ConfigError(f"--criterion must be one of {', '.join(CRITERIA)}, not {name!r}")
+    check_choice("--criterion", name, CRITERIA)
     # Contiguous, so that sums are made in one order wherever the response comes from.
     response = response[..., response.shape[-1] - prediction.shape[-1] :].contiguous()
     if mask is not None:

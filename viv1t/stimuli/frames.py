@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.errors import ConfigError
+from viv1t.errors import check_choice
 from viv1t.types import FRAME_RATE
 
 FITS = ("crop", "pad", "stretch")
@@ -108,8 +108,7 @@ class Resize:
         mirrored: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        if fit not in FITS:
-            raise ConfigError(f"--fit must be one of {', '.join(FITS)}, not {fit}")
+        check_choice("--fit", fit, FITS)
         self.turns, self.mirrored = rotation // 90, mirrored
         if self.turns % 2:
             source, pixel_aspect = (source[1], source[0]), 1 / pixel_aspect
