@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -301,7 +302,9 @@ def test_a_second_process_is_refused(mice: Path, tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(CheckpointError, match="another process is training in"):
+        with pytest.raises(
+            CheckpointError, match=rf"another process is training in .*run \(process {other.pid} on \S+\): wait"
+        ):
             train(mice, folder, clear_output_dir=True)
         assert (folder / ".lock").exists()
         other.kill()
@@ -326,16 +329,27 @@ def test_lock_of_a_deleted_file_is_taken_again(tmp_path: Path, monkeypatch: pyte
 
     flock, calls = fcntl.flock, []
 
-    def deleted_meanwhile(file: Any, flags: int) -> None:
+    def deleted_meanwhile(file: int, flags: int) -> None:
         if not calls:
             (tmp_path / ".lock").unlink()
-        calls.append(file.name)
+        calls.append(file)
         flock(file, flags)
 
     monkeypatch.setattr(fcntl, "flock", deleted_meanwhile)
     with RunFolder(tmp_path).locked():
         assert (tmp_path / ".lock").exists()
         assert len(calls) == 2
+
+
+def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(CheckpointError, match=r"its disk has no file locks \(No locks available\)"):
+        RunFolder(tmp_path / "run").locked().__enter__()
 
 
 def test_a_path_below_a_file_cannot_be_written(mice: Path, tmp_path: Path) -> None:

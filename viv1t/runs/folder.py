@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from viv1t.errors import CheckpointError, ConfigError, check_run_folders
 from viv1t.families.family import Family
 from viv1t.families.known import FAMILIES, family_of
 from viv1t.system.files import replacing, write_text
+from viv1t.system.locks import Lock, LockedError, NoLocksError
 from viv1t.families.sensorium2023.names import check_entries
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.system.safe_yaml import dump_yaml, read_yaml
@@ -177,8 +177,18 @@ class RunFolder:
         try:
             made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._take_lock()
+            lock = Lock(self.path / ".lock")
             self._folder = folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except LockedError as error:
+            holder = f" ({error.holder})" if error.holder else ""
+            raise CheckpointError(
+                f"another process is training in {self.path}{holder}: wait for it or choose another --output_dir"
+            ) from error
+        except NoLocksError as error:
+            raise CheckpointError(
+                f"--output_dir {self.path}: its disk has no file locks ({error.strerror}), so nothing would keep a "
+                "second process out: choose a folder on another disk"
+            ) from error
         except OSError as error:
             raise CheckpointError(f"--output_dir {self.path} cannot be written: {error.strerror or error}") from error
         try:
@@ -186,29 +196,13 @@ class RunFolder:
         finally:
             with contextlib.suppress(CheckpointError):  # what is there in place of this folder is another's
                 self.follow()
-                (self.path / ".lock").unlink(missing_ok=True)
+            lock.path = self.path / ".lock"
+            lock.release()
             self._folder = None
             os.close(folder)
-            lock.close()
             with contextlib.suppress(OSError):
                 for empty in made:
                     empty.rmdir()
-
-    def _take_lock(self) -> IO[str]:
-        path = self.path / ".lock"
-        while True:
-            lock = open(path, "a")  # noqa: SIM115
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever held it may have deleted the file meanwhile: a lock on a deleted file keeps nobody out.
-                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    return lock
-            except BlockingIOError as error:
-                lock.close()
-                raise CheckpointError(
-                    f"another process is training in {self.path}: wait for it or choose another --output_dir"
-                ) from error
-            lock.close()
 
     def write_args(self, config: RunConfig, shapes: Mapping[str, Any]) -> None:
         """Writes `args.yaml`: every option by its published name, and the shapes of inputs and outputs."""

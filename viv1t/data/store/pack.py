@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from viv1t.data.store.stack import FILES, Layout, NotWholeError, StackWriter, ho
 from viv1t.data.survey import LETTERS, STORE_FILE
 from viv1t.errors import ConfigError, DataError
 from viv1t.system.files import replacing, sync_folder, write_text
+from viv1t.system.locks import Lock, LockedError, NoLocksError
 from viv1t.system.progress import Progress
 from viv1t.types import TEST_TIERS, TIERS
 
@@ -152,17 +152,22 @@ class _Packing:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.part.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.part, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(f"{self.part}: another process is packing this mouse; wait for it") from error
+            lock = Lock(self.part.with_suffix(".lock"))
+        except LockedError as error:
+            holder = f" ({error.holder})" if error.holder else ""
+            raise DataError(f"{self.part}: another process is packing this mouse{holder}; wait for it") from error
+        except NoLocksError as error:
+            raise DataError(
+                f"{self.part}: its disk has no file locks ({error.strerror}), so nothing would keep a second process "
+                "out; pack to a folder on another disk"
+            ) from error
+        try:
             for left in self.part.rglob(".*"):  # half-written, by a process that was killed
                 left.unlink()
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
     def _fingerprint(self) -> str:
         """A digest of everything the store depends on."""

@@ -16,11 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from viv1t.errors import DataError
 from viv1t.system.files import sync_folder
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two processes then both unpack, and the first to finish wins
-    fcntl = None  # type: ignore[assignment]
+from viv1t.system.locks import Lock, NoLocksError
 
 TIERS_FILE = "meta/trials/tiers.npy"  # what makes a folder a session
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")  # what may hold a recording
@@ -35,7 +31,8 @@ def extract_session(zip_path: Path) -> Path:
     """Unpacks a session's archive beside itself.
 
     The archive holds the session's folder at its top, or the folder's contents directly. Processes that do this at the
-    same time wait for the first. An existing folder is left as it is.
+    same time wait for the first; without locks on their disk the first to finish wins. An existing folder is left as it
+    is.
 
     Args:
         zip_path: `<folder>/<session>.zip`.
@@ -174,16 +171,19 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Non
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Holds the only lock on a file; False where the file system has no locks."""
+    """Holds the only lock for unpacking a file; False where the file system has no locks."""
+    lock = None
     try:
-        handle = open(path, "rb")  # noqa: SIM115
+        with open(path, "rb"):  # before a lock is made for what cannot be read
+            pass
+        lock = Lock(path.with_name(f".{path.name}.lock"), wait=True)
+    except NoLocksError:
+        pass
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    with handle:
-        alone = fcntl is not None
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            alone = False
-        yield alone
+        what = "cannot be unpacked here" if os.access(path, os.R_OK) else "cannot be read"
+        raise DataError(f"{path}: {what}: {error.strerror or error}") from error
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
