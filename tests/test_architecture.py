@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = {
-    "types": 0, "errors": 0, "inputs": 0, "system": 0, "kernels": 0, "_prefetcher": 0,
+    "types": 0, "errors": 0, "inputs": 0, "live": 0, "system": 0, "kernels": 0, "_prefetcher": 0,
     "config": 1, "stimuli": 1, "scoring": 1, "plot": 1, "onnx_model": 1,
-    "data": 2, "model": 3,
+    "data": 2, "onnx_stream": 2, "model": 3,
     "optim": 4, "families": 5,
     "runs": 6,
     "training": 7, "export": 7, "stream": 7,

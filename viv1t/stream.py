@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,14 @@ from torch import Tensor
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError
 from viv1t.kernels.attention.rotary import rotate
+from viv1t.live import Live, check_after
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.blocks import ParallelBlock, split_heads
 from viv1t.model.layers.patches import embed_patches
 from viv1t.model.layers.transformer import Transformer
 from viv1t.model.twin import ViV1T
 from viv1t.runs.folder import RunFolder
-from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES
-
-AFTER = ("overlap", "restart", "stop")
-Values = np.ndarray | Tensor | Sequence[float]
+from viv1t.types import MAX_FRAMES
 
 
 def check_streamable(model: ViV1T) -> Vivit:
@@ -37,8 +34,6 @@ def check_streamable(model: ViV1T) -> Vivit:
             "the model is not causal (it was trained without --core_use_causal_attention): every response depends on "
             "frames to come, so that it cannot follow a movie; predict whole movies"
         )
-    if core.tokenizer.stride[0] != 1:
-        raise ConfigError("the model does not predict every frame (--core_temporal_patch_stride is above 1)")
     return core
 
 
@@ -51,17 +46,17 @@ class _Past:
     """
 
     def __init__(self, core: Vivit, device: torch.device, dtype: torch.dtype) -> None:
+        tokenizer = core.tokenizer
         self.core, self.frame = core, 0
-        height, width = core.tokenizer.frame_size
-        self.lead = core.tokenizer.size[0] - 1  # frames of a patch before its last one
-        self.skipped = self.lead - core.tokenizer.padding.front  # frames without a response
-        self._video = torch.zeros(1, 1, self.lead + MAX_FRAMES, height, width, device=device, dtype=dtype)
+        self.lead = tokenizer.size[0] - 1  # frames of a patch before its last one
+        self.skipped = self.lead - tokenizer.padding.front  # frames before the first that a token ends at
+        self._video = torch.zeros(1, 1, self.lead + MAX_FRAMES, *tokenizer.frame_size, device=device, dtype=dtype)
         self._state = torch.zeros(1, 4, self.lead + MAX_FRAMES, device=device, dtype=dtype)
-        patches = core.tokenizer.grid[0] * core.tokenizer.grid[1]
         self._keys: list[Tensor] = []
         for block in core.temporal.blocks:
             assert isinstance(block, ParallelBlock)
-            size = (2, patches, block.heads, core.tokenizer.frames, block.widths[0] // block.heads)
+            patches = tokenizer.grid[0] * tokenizer.grid[1]
+            size = (2, patches, block.heads, tokenizer.frames, block.widths[0] // block.heads)
             self._keys.append(torch.zeros(size, device=device, dtype=dtype))
 
     def copy(self) -> _Past:
@@ -71,14 +66,15 @@ class _Past:
         other._keys = [cache.clone() for cache in self._keys]
         return other
 
-    def step(self, frame: Tensor, state: Tensor) -> Tensor | None:
-        """Takes a frame (H, W) and the state (4,), gives the core's maps (1, D, 1, h, w); None before its reach."""
+    @torch.no_grad()
+    def step(self, frame: np.ndarray, state: np.ndarray) -> Tensor | None:
+        """Takes a frame (H, W) and the state (4,), gives the core's maps (1, D, 1, h, w); None where no token ends."""
         core, tokenizer = self.core, self.core.tokenizer
         place = self.lead + self.frame
-        self._video[0, 0, place], self._state[0, :, place] = frame, state
+        self._video[0, 0, place], self._state[0, :, place] = torch.from_numpy(frame), torch.from_numpy(state)
         self.frame += 1
-        token = self.frame - 1 - self.skipped
-        if token < 0:
+        token, between = divmod(self.frame - 1 - self.skipped, tokenizer.stride[0])
+        if token < 0 or between:
             return None
         window = slice(place - self.lead, place + 1)
         weight, bias = tokenizer.projection.weight.flatten(1), tokenizer.projection.bias
@@ -114,27 +110,14 @@ class _Past:
         return x
 
 
-class _Lane:
-    """Mice whose inputs have been the same so far, and their common past; `coming` takes over when positions end."""
+class Stream(Live[_Past]):
+    """A causal model that follows a movie, one frame after the other; see `viv1t.live.Live` for what it does.
 
-    def __init__(self, mice: list[str], past: _Past, coming: _Past | None = None) -> None:
-        self.mice, self.past, self.coming = mice, past, coming
-
-    def copy(self, mice: list[str]) -> _Lane:
-        """The same past for other mice."""
-        return _Lane(mice, self.past.copy(), None if self.coming is None else self.coming.copy())
-
-
-class Stream:
-    """A causal model that follows a movie, one frame after the other.
-
-    The responses are those that the model gives for the whole movie at once. Its positions end at 300 frames. From then
-    on they are those of windows of 300 frames that overlap by 50 (`overlap`): while a window ends, the next one is
-    under way, so that no response is without a past of 50 frames; these 50 frames cost twice the work. `restart`
-    begins anew without a past, `stop` raises an error.
+    A model with a stride in time gives responses at the frames that its tokens end at, and reads them with the state of
+    that frame: they are the last of those that it gives for the movie so far.
 
     Args:
-        run_or_model: a run folder, or a model in evaluation mode.
+        run_or_model: a run folder, or a model, which is brought to evaluation mode.
         mouse_ids: whose responses are given; default every mouse of the model. Mice share the core's work as long as
             they are given the same inputs.
         device: of a run's model.
@@ -144,7 +127,7 @@ class Stream:
 
     Raises:
         CheckpointError: no run there, or its checkpoint is damaged.
-        ConfigError: the model is not causal or does not predict every frame, or a mouse is not in it.
+        ConfigError: the model is not causal, or a mouse is not in it.
     """
 
     def __init__(
@@ -156,159 +139,44 @@ class Stream:
         after: str = "overlap",
         transforms: Mapping[str, Transform] | None = None,
     ) -> None:
+        check_after(after)
         if isinstance(run_or_model, ViV1T):
             self.model = run_or_model.eval()
         else:
-            self.model = RunFolder(run_or_model).load_model(device)
-        self._core = check_streamable(self.model)
-        if after not in AFTER:
-            raise ConfigError(f"after must be one of {', '.join(AFTER)}, not {after!r}")
-        self.after, self._transforms = after, transforms or {}
-        self.mouse_ids = list(mouse_ids or self.model.mouse_ids)
-        if unknown := [m for m in self.mouse_ids if m not in self.model.neurons]:
-            raise ConfigError(
-                f"mouse {', '.join(unknown)} is not in this model; it has {', '.join(self.model.neurons)}"
-            )
+            self.model = RunFolder(run_or_model).load_model(device).eval()
+        self._core, self._transforms = check_streamable(self.model), transforms or {}
         parameter = next(self.model.core.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self.reset()
-
-    @property
-    def frame(self) -> int:
-        """How many frames have been seen."""
-        return self._frame
-
-    @property
-    def lanes(self) -> int:
-        """How many times the core runs for a frame, outside of overlaps: mice of the same inputs share one."""
-        return len(self._lanes)
-
-    def reset(self) -> None:
-        """Forgets everything: the next frame is a movie's first."""
-        self._frame = 0
-        self._lanes = [_Lane(list(self.mouse_ids), self._new_past())]
-
-    def rewind(self, frame: int) -> None:
-        """Goes back to when `frame` frames had been seen: those that come next replace what came then.
-
-        Raises:
-            ConfigError: that lies ahead, or before the present window of 300 frames.
-        """
-        seen = {lane.past.frame for lane in self._lanes}
-        back = self._frame - frame
-        if back < 0 or any(back > n for n in seen):
-            first = self._frame - min(seen)
-            raise ConfigError(f"frame must be from {first} to {self._frame}, the frames that are kept, not {frame}")
-        for lane in self._lanes:
-            lane.past.frame -= back
-            if lane.coming is not None:
-                lane.coming.frame -= back
-                if lane.coming.frame <= 0:
-                    lane.coming = None
-        self._frame = frame
-
-    @torch.no_grad()
-    def step(
-        self,
-        frame: np.ndarray | Tensor,
-        behavior: Values | Mapping[str, Values],
-        pupil_center: Values | Mapping[str, Values],
-    ) -> dict[str, np.ndarray]:
-        """The responses to a frame.
-
-        Args:
-            frame: (H, W).
-            behavior: (2,) pupil dilation and running speed, of every mouse or by mouse.
-            pupil_center: (2,) gaze, of every mouse or by mouse.
-
-        Returns:
-            (N,) float32 of each mouse; empty before a model without padding has seen enough frames.
-
-        Raises:
-            ConfigError: values of another shape, or that are not finite, or a 301st frame with `after` `stop`.
-        """
-        inputs = {mouse: self._inputs(mouse, frame, behavior, pupil_center) for mouse in self.mouse_ids}
-        if self.after == "stop" and self._frame == MAX_FRAMES:
-            raise ConfigError(
-                f"the model has positions for {MAX_FRAMES} frames: call reset(), or choose another `after`"
-            )
-        lanes = []
-        for lane in self._lanes:
-            groups: dict[bytes, list[str]] = {}
-            for mouse in lane.mice:
-                groups.setdefault(b"".join(x.cpu().numpy().tobytes() for x in inputs[mouse]), []).append(mouse)
-            first, *others = groups.values()
-            lanes += [lane.copy(mice) for mice in others]
-            lane.mice = first
-            lanes.append(lane)
-        self._lanes = lanes
-        self._frame += 1
-        found = {}
-        for lane in self._lanes:
-            video, state = inputs[lane.mice[0]]
-            maps = self._advance(lane, video, state)
-            if maps is not None:
-                for mouse in lane.mice:
-                    found[mouse] = self._read_out(maps, mouse, state)
-        return {mouse: found[mouse] for mouse in self.mouse_ids if mouse in found}
-
-    def push(
-        self, video: np.ndarray | Tensor, behavior: np.ndarray | Tensor, pupil_center: np.ndarray | Tensor
-    ) -> dict[str, np.ndarray]:
-        """The responses to several frames: video (T, H, W), behavior and pupil_center (2, T) -> (N, t) by mouse."""
-        steps = [self.step(video[i], behavior[:, i], pupil_center[:, i]) for i in range(len(video))]
-        given = [step for step in steps if step]
-        return {mouse: np.stack([step[mouse] for step in given], axis=1) for mouse in (given[0] if given else ())}
+        super().__init__(mouse_ids, self.model.mouse_ids, self.model.frame_size, after)
 
     def _new_past(self) -> _Past:
         return _Past(self._core, self._device, self._dtype)
 
-    def _advance(self, lane: _Lane, video: Tensor, state: Tensor) -> Tensor | None:
-        if lane.past.frame == MAX_FRAMES:
-            lane.past, lane.coming = lane.coming or self._new_past(), None
-        if lane.coming is None and self.after == "overlap" and lane.past.frame >= MAX_FRAMES - UNSCORED_FRAMES:
-            lane.coming = self._new_past()
-        if lane.coming is not None:
-            lane.coming.step(video, state)
-        return lane.past.step(video, state)
-
-    def _read_out(self, maps: Tensor, mouse: str, state: Tensor) -> np.ndarray:
-        behavior, pupil_center = state[None, :2, None], state[None, 2:, None]
-        response = self.model.activate(self.model.read_out(maps, mouse, behavior, pupil_center), mouse)
+    @torch.no_grad()
+    def _read_out(self, maps: Tensor, mouse: str, state: np.ndarray) -> np.ndarray:
+        now = torch.from_numpy(state)[None, :, None].to(self._device, self._dtype)
+        response = self.model.activate(self.model.read_out(maps, mouse, now[:, :2], now[:, 2:]), mouse)
         values: np.ndarray = response[0, :, 0].float().cpu().numpy()
-        if mouse in self._transforms:
-            affine = self._transforms[mouse].affine["response"]
-            offset, scale = (part[:, 0] for part in affine.part(min(self._frame, MAX_FRAMES) - 1, 1))
+        if mouse in self._transforms and self._transforms[mouse].affine:
+            offset, scale = (
+                part[:, 0] for part in self._transforms[mouse].affine["response"].part(self._known_frame() - 1, 1)
+            )
             values = (values / np.where(scale, scale, np.inf) + offset).astype(np.float32)
         return values
 
-    def _inputs(self, mouse: str, frame: Any, behavior: Any, pupil_center: Any) -> tuple[Tensor, Tensor]:
-        """The frame (H, W) and the state (4,) as the model takes them."""
-        values = {"frame": frame}
-        for name, given in (("behavior", behavior), ("pupil_center", pupil_center)):
-            if isinstance(given, Mapping) and mouse not in given:
-                raise ConfigError(f"{name}: nothing is given for mouse {mouse}")
-            values[name] = given[mouse] if isinstance(given, Mapping) else given
-        arrays = {}
-        for name, value in values.items():
-            array = torch.as_tensor(value, dtype=torch.float32)
-            expected = self.model.frame_size if name == "frame" else (2,)
-            if tuple(array.shape) != tuple(expected):
-                raise ConfigError(f"{name}: {tuple(expected)} values were expected, not {tuple(array.shape)}")
-            if not bool(array.isfinite().all()):
-                raise ConfigError(f"{name}: values that are not finite, at frame {self._frame}")
-            arrays[name] = array
-        if mouse in self._transforms:
-            arrays = self._transformed(self._transforms[mouse], arrays)
-        state = torch.cat((arrays["behavior"], arrays["pupil_center"]))
-        return arrays["frame"].to(self._device, self._dtype), state.to(self._device, self._dtype)
+    def _known_frame(self) -> int:
+        """How many frames of a trial the statistics are asked for; those past a trial's end are like its last."""
+        return min(max(self._frame, 1), MAX_FRAMES)
 
-    def _transformed(self, transform: Transform, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        first = min(self._frame, MAX_FRAMES - 1)
-        result = {}
+    def _transformed(self, mouse: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if mouse not in self._transforms:
+            return inputs
+        transform, first = self._transforms[mouse], min(self._frame, MAX_FRAMES - 1)
+        result = dict(inputs)
         for name, variable in (("frame", "video"), ("behavior", "behavior"), ("pupil_center", "pupil_center")):
-            offset, scale = (torch.from_numpy(part[..., 0]) for part in transform.affine[variable].part(first, 1))
-            result[name] = (arrays[name].cpu() - offset) * scale
+            if transform.affine:
+                offset, scale = (part[..., 0] for part in transform.affine[variable].part(first, 1))
+                result[name] = (inputs[name] - offset) * scale
         if transform.center is not None:
-            result["frame"] = transform.center(result["frame"][None])[0]
+            result["frame"] = transform.center(torch.from_numpy(result["frame"])[None])[0].numpy()
         return result
