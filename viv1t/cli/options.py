@@ -21,6 +21,7 @@ from viv1t.config.run import Options, option_set
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.system.cores import keep_threads_within, usable_cores
 from viv1t.system.files import advice, shown
+from viv1t.system.progress import ConsoleHandler
 from viv1t.system.safe_yaml import read_yaml
 from viv1t.training.log import LevelFormat
 
@@ -192,7 +193,7 @@ def _console_log(program: str) -> Iterator[None]:
     levels = root.level, package.level
     console = None
     if not root.handlers:
-        console = logging.StreamHandler()
+        console = ConsoleHandler()
         console.setFormatter(LevelFormat(f"{program}: %(prefix)s%(message)s"))
         root.addHandler(console)
         root.setLevel(logging.WARNING)

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from viv1t.errors import Viv1tError
 from viv1t.system.files import advice
+from viv1t.system.progress import ConsoleHandler
 
 
 class LevelFormat(logging.Formatter):
@@ -52,7 +53,7 @@ class RunLog:
         self._memory = MemoryHandler(10_000, logging.CRITICAL + 1)
         self._handlers: list[logging.Handler] = [self._memory]
         if verbose:
-            console = logging.StreamHandler()
+            console = ConsoleHandler()
             console.setFormatter(LevelFormat("%(prefix)s%(message)s"))
             self._handlers.append(console)
 
