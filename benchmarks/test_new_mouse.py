@@ -22,7 +22,8 @@ from viv1t.model.twin import ViV1T
 from viv1t.runs.checkpoint import module_entries, write_checkpoint
 from viv1t.runs.folder import RunFolder, shapes_of
 from viv1t.system.memory import available_bytes
-from viv1t.training.trainer import Trainer, new_model
+from viv1t.training.new_model import new_model
+from viv1t.training.trainer import Trainer
 
 THREADS = 2
 NEURONS, TRIALS = 8000, 2

@@ -12,7 +12,7 @@ from benchmarks.baseline.step import TrainingStep
 from benchmarks.harness import DEVICE, Report
 from benchmarks.published import Published
 from benchmarks.workload import MOUSE, TRAIN_TRIALS, InPrecision, Size, Subject, full_size
-from viv1t.optim.parts import build_optimizer
+from viv1t.families.sensorium2023.training import training
 from viv1t.training.step import Step
 
 
@@ -21,8 +21,13 @@ class EngineStep:
 
     def __init__(self, size: Size) -> None:
         self.size, self.batch, self.model, config = size, size.batch(), size.model(), size.config
-        optimizer, compiled = build_optimizer(self.model, config), config.train.compiles(size.device)
-        self.step = Step(self.model, optimizer, config, {MOUSE: TRAIN_TRIALS}, compiled=compiled)
+        self.step = Step(
+            self.model,
+            training(self.model, config, {MOUSE: TRAIN_TRIALS}),
+            micro_batch_size=config.train.micro_batch_size,
+            checkpointing=config.train.grad_checkpointing,
+            compiled=config.train.compiles(size.device),
+        )
 
     def __call__(self) -> float:
         with self.size.products():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import torch
 
 from viv1t.config.run import Options, RunConfig
 from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.families.sensorium2023 import SENSORIUM2023
+from viv1t.model.twin import ViV1T
 from viv1t.recipes.train import run
 from viv1t.training import trainer as trainer_module
+from viv1t.training.step import Step
 from viv1t.training.trainer import Trainer
 from viv1t.training.validate import Validation
 
@@ -50,6 +53,13 @@ def options(mice: Path, output_dir: Path, **changes: Any) -> Options:
 
 def train(mice: Path, output_dir: Path, **changes: Any) -> tuple[Trainer, Validation]:
     return run(RunConfig.from_options(options(mice, output_dir, **changes)))
+
+
+def training_step(model: ViV1T, config: RunConfig, sizes: Mapping[str, int], *, compiled: bool = False) -> Step:
+    """The step that a run with these options makes, of a model in training mode, on its device."""
+    training = SENSORIUM2023.training(model, config, sizes)
+    size, checkpointing = config.train.micro_batch_size, config.train.grad_checkpointing
+    return Step(model, training, micro_batch_size=size, checkpointing=checkpointing, compiled=compiled)
 
 
 def as_arguments(given: Options) -> list[str]:

@@ -12,14 +12,13 @@ import yaml
 from golden_files import golden_folder
 from plain_scores import single_trial_correlation
 from safetensors.torch import load_file
+from tiny_runs import training_step
 from torch import Tensor, nn
 
 from viv1t.config.run import RunConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import from_published, published_names, to_published
 from viv1t.model.twin import Neurons, ViV1T
-from viv1t.optim.parts import build_optimizer
-from viv1t.training.step import Step
 from viv1t.types import Batch
 
 
@@ -41,8 +40,8 @@ class Trajectory:
         self.model: ViV1T = build_model(self.config, mice, (height, width))
         start = torch.load(folder / "ckpt" / "model_state.pt", weights_only=True)["model"]
         self.model.load_state_dict(from_published(self.model, start, folder.name))
-        self.optimizer = build_optimizer(self.model, self.config)
-        self.step = Step(self.model, self.optimizer, self.config, self.expected["ds_sizes"])
+        self.step = training_step(self.model, self.config, self.expected["ds_sizes"])
+        self.optimizer = self.step.optimization.optimizer
         self.model.train()
         self.model.readouts.eval()  # readouts sample at their positions, without noise
 

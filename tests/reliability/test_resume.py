@@ -117,7 +117,7 @@ def test_saves_between_epochs_by_steps_and_by_minutes(
     assert saved == [(1, 0), (2, 0)]
     saved.clear()
     clock = itertools.count(0.0, 13.0)
-    monkeypatch.setattr("viv1t.training.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("viv1t.training.saves.time", SimpleNamespace(monotonic=lambda: next(clock)))
     train(mice, tmp_path / "minutes", save_every="1m", **VIVIT)
     assert len(saved) > 2
     assert results(tmp_path / "minutes") == results(tmp_path / "steps") == results(tmp_path / "seldom")

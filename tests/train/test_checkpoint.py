@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from viv1t.errors import CheckpointError
+from viv1t.optim.optimization import AdamWOptimization, load_state_entries, state_entries
 from viv1t.runs.checkpoint import (
     load_module_entries,
-    load_optimizer_entries,
     module_entries,
-    optimizer_entries,
     read_checkpoint,
     write_checkpoint,
 )
@@ -54,17 +53,17 @@ def test_tensors_and_facts_come_back_to_the_bit(tmp_path: Path) -> None:
 def test_equal_content_gives_equal_files(tmp_path: Path) -> None:
     for name in "ab":
         modules, optimizer = trained(1)
-        entries = module_entries(modules) | optimizer_entries(modules, optimizer)
+        entries = module_entries(modules) | state_entries(modules, optimizer)
         write_checkpoint(tmp_path / name, entries, {"epoch": 1, "lr": [0.1], "value": 2})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_modules_and_optimizer_continue_alike() -> None:
     modules, optimizer = trained(1)
-    entries = module_entries(modules) | optimizer_entries(modules, optimizer)
+    entries = module_entries(modules) | state_entries(modules, optimizer)
     others, other = trained(2)
     load_module_entries(others, entries, "here")
-    load_optimizer_entries(others, other, entries)
+    load_state_entries(others, other, AdamWOptimization.STATE, entries)
     x, y = torch.randn(5, 3), torch.randn(5, 2)
     for m, o in ((modules, optimizer), (others, other)):
         (m["model"](x).square().sum() + m["critic"](y).sum()).backward()

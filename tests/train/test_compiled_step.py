@@ -16,17 +16,15 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
-from tiny_runs import metrics, options, same_weights, train, weights
+from tiny_runs import metrics, options, same_weights, train, training_step, weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viv1t.config.run import CriticConfig, Options, RunConfig
+from viv1t.config.run import Options, RunConfig
 from viv1t.errors import ConfigError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model import twin
-from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons
-from viv1t.optim.parts import build_optimizer
 from viv1t.training.step import Step
 from viv1t.types import Batch
 
@@ -81,14 +79,8 @@ def make_step(compiled: bool, device: str = "cpu", **changes: Any) -> Step:
     config = RunConfig.from_options(options(Path("data"), Path("run"), **changes))
     torch.manual_seed(0)
     model = build_model(config, {m: Neurons(n, 100 * torch.rand(n, 3)) for m, n in MICE.items()}, FRAME)
-    modules: list[nn.Module] = [model.train()]
-    if isinstance(config.critic, CriticConfig):
-        modules.append(Critic(config.critic, model.core.output_shape[0], len(MICE)))
-    for module in modules:
-        module.to(device)
-    critic = modules[1] if len(modules) > 1 else None
     sizes = {mouse: 5 + i for i, mouse in enumerate(MICE)}
-    return Step(model, build_optimizer(model, config, critic), config, sizes, critic, compiled=compiled)  # type: ignore[arg-type]
+    return training_step(model.train().to(device), config, sizes, compiled=compiled)
 
 
 def make_batch(mouse: str, seed: int = 0, lengths: tuple[int, ...] = (24, 24), device: str = "cpu") -> Batch:
@@ -250,7 +242,8 @@ def test_a_step_reads_nothing_before_its_end(
             step.update()  # which reads
         step.forget()
     assert graphs() == 2 * compiled
-    assert all(step.optimizer.state[p]["exp_avg"].shape == p.shape for p in step.trained if p.grad is not None)
+    state = step.optimization.optimizer.state
+    assert all(state[p]["exp_avg"].shape == p.shape for p in step.trained if p.grad is not None)
 
 
 @pytest.mark.gpu
@@ -276,7 +269,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments(value: fl
     step = make_step(False)
     accumulate(step, 1)
     step.update()
-    moments = {p: {k: v.clone() for k, v in state.items()} for p, state in step.optimizer.state.items()}
+    moments = {p: {k: v.clone() for k, v in state.items()} for p, state in step.optimization.optimizer.state.items()}
     before = weights(step.model)
     accumulate(step, 11)
     parameter = next(step.model.core.parameters())
@@ -285,7 +278,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments(value: fl
     with pytest.raises(TrainingError, match="the gradient is not finite: the weights were not updated"):
         step.update()
     assert same_weights(weights(step.model), before)
-    for p, state in step.optimizer.state.items():
+    for p, state in step.optimization.optimizer.state.items():
         assert all(torch.equal(state[k], v) for k, v in moments[p].items())
     step.forget()
     accumulate(step, 11)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from full_disks import largest_file
-from tiny_runs import metrics, options, same_weights, script_validation, train, weights
+from tiny_runs import metrics, options, same_weights, script_validation, train, training_step, weights
 
 from viv1t.cli.evaluate import main as evaluate
 from viv1t.config.run import RunConfig
@@ -21,7 +21,6 @@ from viv1t.system.files import allocate
 from viv1t.training import frozen
 from viv1t.training.frozen import CoreOutputs
 from viv1t.training.ranks import Ranks
-from viv1t.training.step import Step
 from viv1t.training.trainer import Trainer
 
 NEW: dict[str, Any] = {"ds_mode": 2, "mouse_ids": ["A"]}
@@ -90,7 +89,7 @@ def test_the_loss_is_that_of_the_readout_on_these_maps(
     model = trainer.model
     assert trainer.outputs is not None
     batch = next(iter(trainer.recordings.train_batches(1)))
-    step = Step(model, trainer.optimizer, trainer.config, trainer.recordings.train_sizes)
+    step = training_step(model, trainer.config, trainer.recordings.train_sizes)
     model.train()
     assert not model.core.training
     assert model.readouts.training

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from viv1t.config.run import RunConfig
-from viv1t.optim.parts import build_optimizer
+from viv1t.families.sensorium2023.training import build_optimizer
 
 
 class Tiny(nn.Module):

@@ -10,22 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import options, same_weights, script_validation, train, weights
+from tiny_runs import options, same_weights, script_validation, train, training_step, weights
 from torch import Tensor, nn
 
-from viv1t.config.run import CriticConfig, RunConfig
+from viv1t.config.run import RunConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.model import twin
-from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons, ViV1T
-from viv1t.optim.parts import build_optimizer
 from viv1t.scoring.criterion import criterion
-from viv1t.training import step as step_module
+from viv1t.training import micro_batch, resume
 from viv1t.training.objective import Objective, by_length
 from viv1t.training.step import Step
-from viv1t.training.trainer import Trainer
 from viv1t.types import MAX_FRAMES, Batch
 
 MOUSE, NEURONS, FRAME = "F", 6, (36, 64)
@@ -65,10 +62,7 @@ def make_step(critic: bool = False, **changes: Any) -> Step:
     model = build_model(config, {m: Neurons(NEURONS, torch.rand(NEURONS, 3)) for m in SIZES}, FRAME)
     model.train()
     model.readouts.eval()  # no noise in positions
-    watcher = None
-    if isinstance(config.critic, CriticConfig):
-        watcher = Critic(config.critic, model.core.output_shape[0], len(SIZES))
-    return Step(model, build_optimizer(model, config, watcher), config, SIZES, watcher)
+    return training_step(model, config, SIZES)
 
 
 def gradients(step: Step, batch: Batch) -> tuple[float, dict[str, Tensor]]:
@@ -96,7 +90,7 @@ def test_the_first_kernels_roughness_is_added_once_to_a_step(monkeypatch: pytest
         def keep(named: dict[str, Any] = named) -> None:
             applied.append({n: p.grad.clone() for n, p in named.items() if p.grad is not None})
 
-        monkeypatch.setattr(step.optimizer, "step", keep)
+        monkeypatch.setattr(step.optimization.optimizer, "step", keep)
         step.update()
     first = [f"core.layers.0.{kernel}.weight" for kernel in ("spatial", "temporal")]
     expected = dict(zip(first, torch.autograd.grad(penalty, [named[n] for n in first]), strict=True))
@@ -143,9 +137,9 @@ def test_micro_batch_within_a_cpu_s_memory(monkeypatch: pytest.MonkeyPatch) -> N
         work()
         return 100
 
-    monkeypatch.setattr(step_module, "peak_added_bytes", peak)
+    monkeypatch.setattr(micro_batch, "peak_added_bytes", peak)
     before = weights(step.model)
-    assert [step.micro_batch_within(make_batch([30] * 8), memory) for memory in (50, 350, 10_000)] == [1, 3, 8]
+    assert [step.search.largest_within(make_batch([30] * 8), memory) for memory in (50, 350, 10_000)] == [1, 3, 8]
     assert same_weights(weights(step.model), before)
     assert all(p.grad is None for p in step.model.parameters())
 
@@ -162,7 +156,7 @@ def test_largest_micro_batch_is_found_by_halving(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Objective, "losses", small_memory)
     before = weights(step.model)
-    assert step.find_micro_batch(make_batch([30] * 8)) == 2
+    assert step.search.largest(make_batch([30] * 8)) == 2
     assert tried == [8, 4, 2]
     assert same_weights(weights(step.model), before)
     assert all(p.grad is None for p in step.model.parameters())
@@ -247,7 +241,7 @@ def test_clipping_bounds_the_step() -> None:
     step = make_step(grad_norm=0.5)
     step.accumulate(make_batch([30, 30]))
     sizes: list[float] = []
-    step.optimizer.step = lambda: sizes.append(  # type: ignore[assignment, method-assign]
+    step.optimization.optimizer.step = lambda: sizes.append(  # type: ignore[assignment, method-assign]
         float(torch.nn.utils.get_total_norm([p.grad for p in step.parameters if p.grad is not None]))
     )
     _, norm = step.update()
@@ -344,7 +338,7 @@ def test_options_that_must_train(mice: Path, tmp_path: Path, changes: dict[str, 
 def test_old_mice_also_train_on_their_test_tiers(mice: Path, tmp_path: Path) -> None:
     trainer, _ = train(mice, tmp_path / "run", ds_mode=3, mouse_ids=["A"], epochs=1)
     assert trainer.recordings.train_sizes == {"A": 6}
-    assert trainer.step.train_sizes == {"A": 6}
+    assert trainer.step.objective.loss.weight("A", 2) == (6 / 2) ** 0.5
 
 
 def test_padded_trials_come_from_recordings_as_the_step_takes_them(mice: Path, tmp_path: Path) -> None:
@@ -408,7 +402,7 @@ def test_continuing_does_not_restore_again(
     mice: Path, tmp_path: Path, start: ViV1T, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restored: list[str] = []
-    monkeypatch.setattr(Trainer, "_restore", lambda self, folder, prefix: restored.append(folder))
+    monkeypatch.setattr(resume, "restore", lambda model, recordings, folder, *_: restored.append(folder))
     for epochs in (1, 2):
         train(mice, tmp_path / "run", restore=str(tmp_path / "start"), epochs=epochs)
     assert restored == [str(tmp_path / "start")]

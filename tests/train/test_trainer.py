@@ -20,6 +20,7 @@ from viv1t.config.run import RunConfig
 from viv1t.data.store.pack import pack
 from viv1t.errors import ConfigError, DataError, TrainingError
 from viv1t.runs.checkpoint import read_checkpoint
+from viv1t.training import micro_batch
 from viv1t.training import trainer as trainer_module
 from viv1t.training.objective import Objective
 from viv1t.training.records import Records
@@ -408,7 +409,7 @@ def test_a_batch_that_memory_does_not_hold_is_taken_in_parts(
     script_validation(monkeypatch, [0.1])
     train(mice, tmp_path / "parts", epochs=1, micro_batch_size=1, core_p_dropout=0.2)
     train(mice, tmp_path / "whole", epochs=1, core_p_dropout=0.2)
-    monkeypatch.setattr(trainer_module, "available_bytes", lambda: 0)
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: 0)
     train(mice, tmp_path / "little", epochs=1, core_p_dropout=0.2)
     logs = {name: (tmp_path / name / "output.log").read_text() for name in ("whole", "little")}
     assert "batches of 2 are taken 1 trials at a time, to fit in memory" in logs["little"]

@@ -40,6 +40,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def with_default(config: type, name: str, default: Any, **changes: Any) -> Any:
+    """The field `name` of a component with another default, and what else of `option` is another."""
+    known = next(f for f in dataclasses.fields(config) if f.name == name)
+    return field(default=default, metadata={**known.metadata, **changes})
+
+
 def _plain_type(annotation: Any) -> tuple[type, bool]:
     """The type of one value and whether None is allowed."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -339,6 +345,11 @@ class Gaussian2dConfig(_Checked):
     )  # fmt: skip
     dropout: float = option("readout_dropout", 0.0, help="dropout of the readout", low=0, high=1)
 
+    @property
+    def starts_at_mean(self) -> bool:
+        """Whether the bias of a new model is the mean response."""
+        return self.bias == "mean_response"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizedReadoutConfig(_Checked):
@@ -512,8 +523,8 @@ class KeepingConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(KeepingConfig):
-    """How long and how a run trains, and what it writes."""
+class AnyTrainConfig(KeepingConfig):
+    """How long and how a run trains, and what it writes: what runs of every family have."""
 
     output_dir: str = option("output_dir", help="run folder")
     epochs: int = option("epochs", 400, help="epochs at most", low=0)
@@ -525,24 +536,39 @@ class TrainConfig(KeepingConfig):
     )
     seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0, high=2**63 - 1)
     deterministic: bool = option("deterministic", False, help="the same result on every run of the same machine")
+    grad_checkpointing: bool | None = option(
+        "grad_checkpointing", None, help="recompute blocks in the backward; default on for CUDA"
+    )
+    restore: str | None = option("restore", None, help="run folder whose weights to start from")
+    wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
+    wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
+    clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
+    verbose: int = option("verbose", 2, help="0 silent to 3 everything", low=0, high=3)
+
+    def compiles(self, device: str) -> bool:
+        """Whether training is compiled on a kind of device."""
+        raise NotImplementedError
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 is multiplied on tensor cores, rounded, where there are some."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AnyTrainConfig):
+    """How long and how a run trains, and what it writes."""
+
     precision: str = option(
         "precision",
         "32",
         help="bf16: of the core, where the processor multiplies it; tf32: of products, on CUDA; or 32",
         choices=("32", "tf32", "bf16"),
     )
-    grad_checkpointing: bool | None = option(
-        "grad_checkpointing", None, help="recompute blocks in the backward; default on for CUDA"
-    )
     compile: bool = option(
         "core_compile", False, help="compile core, readouts and criterion with torch.compile; done anyway on CUDA"
     )
     no_compile: bool = option("no_compile", False, help="compile nothing, not on CUDA either")
-    restore: str | None = option("restore", None, help="run folder whose weights to start from")
-    wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
-    wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
-    clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
-    verbose: int = option("verbose", 2, help="0 silent to 3 everything", low=0, high=3)
 
     def validate(self) -> None:
         super().validate()
@@ -550,8 +576,11 @@ class TrainConfig(KeepingConfig):
             raise ConfigError("--core_compile and --no_compile contradict each other: give one of them")
 
     def compiles(self, device: str) -> bool:
-        """Whether training is compiled on a kind of device."""
         return self.compile or (device == "cuda" and not self.no_compile)
+
+    @property
+    def tf32(self) -> bool:
+        return self.precision == "tf32"
 
 
 CoreConfig = VivitConfig | FactorizedBaselineConfig
@@ -614,6 +643,16 @@ class RunConfig:
         for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
             if frames > 0 and self.core.output_frames(frames) < 1:
                 raise ConfigError(f"the core's temporal extent is longer than {what}: no frame would be predicted")
+
+    @property
+    def pretrained_core(self) -> str | None:
+        """The run folder whose core it starts from."""
+        return self.core.pretrain
+
+    @property
+    def frozen_core(self) -> bool:
+        """Whether the core is left as it is."""
+        return self.core.freeze
 
     @property
     def core_lr(self) -> float:

@@ -20,3 +20,8 @@ def family_of(options: Mapping[str, Any], wanted: str | None = None) -> Family:
         ConfigError: options of several families are mixed, which it names, or `wanted` is not a family.
     """
     return FAMILIES[choose_family(options, {name: f.options for name, f in FAMILIES.items()}, wanted)]
+
+
+def family_for(config: Any) -> Family:
+    """The family that a configuration belongs to."""
+    return next(family for family in FAMILIES.values() if isinstance(config, family.kind))

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do after an epoch.
-
-    Attributes:
-        save: the weights are the best so far: keep them.
-        restore: go back to the best weights, where there are some.
-        reduce_lr: multiply every learning rate, see `Plateau.reduced`.
-        terminate: stop training.
-    """
-
-    save: bool = False
-    restore: bool = False
-    reduce_lr: bool = False
-    terminate: bool = False
+from viv1t.optim.schedule import Decision
 
 
 class Plateau:
@@ -46,9 +30,14 @@ class Plateau:
         min_lr: float = torch.finfo(torch.float32).eps,
     ) -> None:
         self.patience, self.max_reduce, self.factor, self.min_lr = patience, max_reduce, factor, min_lr
-        self.best_value, self.best_epoch = 0.0, 0
+        self.best_value = 0.0
+        self.best_epoch: int | None = 0  # 0 before there is one
         self.wait = self.reductions = 0
         self.was_nan = self.terminated = False
+
+    def scale(self, epoch: int) -> float | None:
+        """None: the learning rates follow the score alone."""
+        return None
 
     def step(self, value: float, epoch: int) -> Decision:
         """Decides after epoch `epoch` (from 1) with validation score `value`: higher is better, in float32."""
@@ -102,5 +91,5 @@ class EarlyStopping(Plateau):
         if value > self.best_value:
             self.best_value, self.best_epoch = value, epoch
             return Decision(save=True)
-        self.terminated = epoch - self.best_epoch >= self.patience
+        self.terminated = epoch - (self.best_epoch or 0) >= self.patience
         return Decision(terminate=self.terminated)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,33 @@ class Decision:
     restore: bool = False
     reduce_lr: bool = False
     terminate: bool = False
+
+
+class Schedule(Protocol):
+    """Decides after each epoch, from its validation score; knows nothing of files, weights or optimizers.
+
+    Attributes:
+        best_epoch: the best so far, from 1; 0 or None before there is one.
+        terminated: whether it has ended the run.
+    """
+
+    best_epoch: int | None
+    terminated: bool
+
+    def scale(self, epoch: int) -> float | None:
+        """What a learning rate is multiplied by in epoch `epoch` (from 1); None leaves it as it is."""
+
+    def step(self, value: float, epoch: int) -> Decision:
+        """What to do after epoch `epoch` (from 1) with validation score `value`: higher is better."""
+
+    def reduced(self, lr: float) -> float:
+        """The learning rate after one reduction."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
 
 
 def cosine_factor(epoch: int, epochs: int, floor: float = 0.02) -> float:
@@ -66,6 +93,10 @@ class PlateauSchedule:
         self.reductions = 0
         self.terminated = False
 
+    def scale(self, epoch: int) -> float | None:
+        """None: the learning rates follow the score alone."""
+        return None
+
     def step(self, value: float, epoch: int) -> Decision:
         """Decides after epoch `epoch` (from 1) with validation score `value`: higher is better, NaN never improves."""
         if value > self.best_value:
@@ -100,3 +131,15 @@ class PlateauSchedule:
         """Takes back what `state_dict` gave."""
         for key in self._STATE:
             setattr(self, key, state[key])
+
+
+class CosineSchedule(PlateauSchedule):
+    """Lowers the learning rates along half a cosine over `epochs` epochs, so that there is nothing to wait for."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__(min_epochs=epochs)
+        self.epochs = epochs
+
+    def scale(self, epoch: int) -> float:
+        """As of `cosine_factor`."""
+        return cosine_factor(epoch, self.epochs)

@@ -25,7 +25,6 @@ from viv1t.data.order import Cursor
 from viv1t.errors import CheckpointError, WriteError
 from viv1t.system.files import replacing
 from viv1t.families.sensorium2023.names import check_entries
-from viv1t.optim.schedule import PlateauSchedule
 
 log = logging.getLogger("viv1t.train")
 
@@ -45,20 +44,24 @@ class Progressed:
     Attributes:
         cursor: the epoch under way, and how many of its batches have been used.
         losses: of the optimizer steps of that epoch.
-        lr: learning rate of each parameter group.
-        schedule: `PlateauSchedule.state_dict()`.
         micro_batch_size: as found for the memory there is.
+        optimization: what `Optimization.facts` gave.
     """
 
     cursor: Cursor
     losses: list[float]
-    lr: list[float]
-    schedule: dict[str, Any]
     micro_batch_size: int
+    optimization: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        own = {"cursor": asdict(self.cursor), "losses": self.losses, "micro_batch_size": self.micro_batch_size}
+        return own | self.optimization
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best score so far, from 1; 0 before there is one."""
+        return int(self.optimization["schedule"]["best_epoch"] or 0)
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], where: Path) -> Progressed:
@@ -68,19 +71,18 @@ class Progressed:
             CheckpointError: something is missing or not what it should be.
         """
         try:
-            cursor, schedule = facts["cursor"], facts["schedule"]
-            plain = (int, float, bool, type(None))
-            if not isinstance(schedule, dict) or not all(isinstance(v, plain) for v in schedule.values()):
-                raise TypeError("schedule")
-            PlateauSchedule().load_state_dict(schedule)
-            return cls(
+            cursor = facts["cursor"]
+            own = ("cursor", "losses", "micro_batch_size")
+            found = cls(
                 Cursor(int(cursor["epoch"]), int(cursor["batch"]), str(cursor["order"])),
                 [float(loss) for loss in facts["losses"]],
-                [float(lr) for lr in facts["lr"]],
-                schedule,
                 int(facts["micro_batch_size"]),
+                {key: value for key, value in facts.items() if key not in own},
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if not all(isinstance(v, int | float | None) for v in facts["schedule"].values()) or found.best_epoch < 0:
+                raise TypeError("schedule")
+            return found
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CheckpointError(f"{where}: not the state of a run ({error!r})") from error
 
 
@@ -173,40 +175,3 @@ def load_module_entries(modules: Mapping[str, nn.Module], entries: Mapping[str, 
         state = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
         check_entries(module.state_dict(), state, where, {})
         module.load_state_dict(state)
-
-
-def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    return {f"optimizer/{m}/{key}": p for m, module in modules.items() for key, p in module.named_parameters()}
-
-
-def optimizer_entries(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts under `optimizer/<module>/<parameter>/<name>`."""
-    entries = {}
-    for name, parameter in _parameters(modules).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            entries[f"{name}/{key}"] = torch.as_tensor(value)
-    return entries
-
-
-def load_optimizer_entries(
-    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, entries: Mapping[str, Tensor]
-) -> None:
-    """Loads what `optimizer_entries` gave; parameters without an entry start without moments.
-
-    Raises:
-        CheckpointError: an entry is misshaped, or lacks its fellows.
-    """
-    for name, parameter in _parameters(modules).items():
-        state: dict[str, Tensor] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = entries.get(f"{name}/{key}")
-            if value is not None:
-                if value.shape != (() if key == "step" else parameter.shape):
-                    raise CheckpointError(f"{name}/{key}: misshaped, {tuple(value.shape)}, in the checkpoint")
-                # The step count stays on the CPU unless the optimizer is a fused one on CUDA.
-                device = "cpu" if key == "step" and not parameter.is_cuda else parameter.device
-                state[key] = value.to(device, copy=True)
-        if state:
-            if len(state) < 3:
-                raise CheckpointError(f"{name}: its moments are not all in the checkpoint")
-            optimizer.state[parameter] = state

@@ -23,6 +23,7 @@ from viv1t.system.files import replacing, write_text
 from viv1t.system.locks import Lock, LockedError, NoLocksError
 from viv1t.families.sensorium2023.names import check_entries
 from viv1t.model.twin import Neurons, ViV1T
+from viv1t.optim.optimization import weights_to_evaluate
 from viv1t.system.safe_yaml import dump_yaml, read_yaml
 from viv1t.runs.checkpoint import Progressed, read_checkpoint, read_newest
 from viv1t.runs.clearing import RECORDINGS, clear, is_ours, links
@@ -325,7 +326,7 @@ class RunFolder:
             )
         path, entries, facts = read_newest(self.last, self.previous)
         reached = Progressed.from_facts(facts, path)
-        if (best := reached.schedule["best_epoch"]) is not None:
+        if best := reached.best_epoch:
             raise CheckpointError(
                 f"{self.path} has no checkpoint {self.best.relative_to(self.path)}, though epoch {best} was the best: "
                 "restore the file from a copy"
@@ -335,7 +336,7 @@ class RunFolder:
             "%s: no epoch's correlation has been above 0, so there are no best weights: the last ones are used, %s",
             self.path, f"of epoch {epochs}" if epochs else "of the first epoch, which is not finished",
         )  # fmt: skip
-        return path, _of_model(entries), {"epoch": epochs, "value": 0.0}
+        return path, _of_model(weights_to_evaluate(entries, reached.optimization)), {"epoch": epochs, "value": 0.0}
 
     def _told_facts(self) -> dict[str, Any]:
         """`epoch` and `value` of a published checkpoint that does not hold them itself, where the run says them."""

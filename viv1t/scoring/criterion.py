@@ -18,7 +18,8 @@ although the published code does not. S multiplies the result when scaling is on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,3 +195,30 @@ def unscaled_criterion(
         mask = mask[:, None]
         response, prediction = (torch.where(mask, x, 0.0) for x in (response, prediction))
     return CRITERIA[name](_Pair(response, prediction, mask, batch_size))
+
+
+@dataclass(frozen=True)
+class TrainingLoss(ABC):
+    """A criterion with what a family multiplies it by: the loss of training, and of validation.
+
+    Attributes:
+        criterion: one of `CRITERIA`.
+    """
+
+    criterion: str
+
+    @abstractmethod
+    def weight(self, mouse_id: str, batch_size: int) -> float:
+        """What the criterion of a mouse's (micro) batch is multiplied by, of a whole batch of `batch_size` trials."""
+
+    @abstractmethod
+    def trial_weight(self, mouse_id: str) -> float:
+        """The same of one trial in validation."""
+
+    @abstractmethod
+    def of_step(self, losses: Sequence[float], batches: float) -> float:
+        """The loss of a step as it is written down, from those of its mice, of that many batches together."""
+
+    def of_trial(self, mouse_id: str, response: Tensor, prediction: Tensor) -> Tensor:
+        """The loss of one trial in validation, a scalar, from response (1, N, T) and prediction (1, N, t)."""
+        return unscaled_criterion(self.criterion, response, prediction, 1) * self.trial_weight(mouse_id)

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from viv1t.errors import CheckpointError, TrainingError
-from viv1t.optim.parts import build_optimizer
 from viv1t.runs.checkpoint import load_module_entries, read_checkpoint, write_checkpoint
 from viv1t.runs.folder import RunFolder
 from viv1t.system.files import write_text
@@ -45,7 +44,7 @@ def examine(
         attempts: the step's batches, those of this process, again.
         run: where the batch is kept.
         state: of the modules, before the step.
-        facts: also kept.
+        facts: also kept, with the `train_sizes` of the mice.
 
     Returns:
         The error, naming mouse and trials, and what was kept.
@@ -58,7 +57,7 @@ def examine(
             continue
         about = {
             "seed": seed, "loss": loss, "not_finite": names, "error": str(error),
-            "train_sizes": dict(step.train_sizes), "micro_batch_size": step.micro_batch_size,
+            "micro_batch_size": step.micro_batch_size,
         }  # fmt: skip
         dump(run, batch, state, about | dict(facts))
         words = str(error)
@@ -110,13 +109,14 @@ def reproduce(run: RunFolder) -> tuple[float, list[str]]:
     """
     path = run.failure / "state.safetensors"
     entries, facts = read_checkpoint(path)
-    model = run.build_model()
-    load_module_entries({"model": model}, entries, str(path))
-    config = run.config()
-    sizes = facts["train_sizes"]
-    step = Step(model.train(), build_optimizer(model, config), config, sizes)
-    step.micro_batch_size = facts["micro_batch_size"]
-    if config.core.freeze:
+    model, config = run.build_model(), run.config()
+    training = run.family().training(model.train(), config, facts["train_sizes"])
+    modules: dict[str, nn.Module] = {"model": model}
+    if training.critic is not None:
+        modules["critic"] = training.critic
+    load_module_entries(modules, entries, str(path))
+    step = Step(model, training, micro_batch_size=facts["micro_batch_size"])
+    if config.frozen_core:
         model.freeze_core()  # run on the crop alone, for want of the whole trial
     tensors: dict[str, Any] = {name: entries[f"batch/{name}"] for name in _TENSORS}
     batch = Batch(mouse_id=facts["mouse_id"], trial_ids=tuple(facts["trial_ids"]), **tensors)

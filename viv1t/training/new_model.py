@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from viv1t.config.run import Gaussian2dConfig, RunConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
-from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.known import family_for
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.system.memory import available_bytes
 
 
-def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
+def new_model(config: Any, recordings: Recordings) -> ViV1T:
     """A freshly initialised model for the recordings' mice, drawn from the run's seed.
 
     Raises:
@@ -23,18 +23,19 @@ def new_model(config: RunConfig, recordings: Recordings) -> ViV1T:
     _check_size(config, {id: mouse.neurons for id, mouse in recordings.mice.items()}, recordings.frame_size)
     mice = {}
     for mouse_id, mouse in recordings.mice.items():
-        needs_mean = isinstance(config.readout, Gaussian2dConfig) and config.readout.bias == "mean_response"
-        mean = torch.from_numpy(recordings.mean_response(mouse_id)) if needs_mean else None
+        starts_at_mean = getattr(config.readout, "starts_at_mean", False)
+        mean = torch.from_numpy(recordings.mean_response(mouse_id)) if starts_at_mean else None
         coordinates = torch.from_numpy(mouse.coordinates).float()
         mice[mouse_id] = Neurons(mouse.neurons, coordinates, mean, mouse.unit_ids)
     torch.manual_seed(config.train.seed)
-    return build_model(config, mice, recordings.frame_size)
+    return family_for(config).build_model(config, mice, recordings.frame_size)
 
 
-def _check_size(config: RunConfig, neurons: Mapping[str, int], frame_size: tuple[int, int]) -> None:
+def _check_size(config: Any, neurons: Mapping[str, int], frame_size: tuple[int, int]) -> None:
     try:
         with torch.device("meta"):  # without memory
-            model = build_model(config, {id: Neurons(count) for id, count in neurons.items()}, frame_size)
+            mice = {id: Neurons(count) for id, count in neurons.items()}
+            model = family_for(config).build_model(config, mice, frame_size)
         needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]

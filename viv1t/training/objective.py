@@ -6,19 +6,24 @@ in it waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config.run import RunConfig
 from viv1t.errors import DataError, TrainingError
 from viv1t.model.critic import Critic
 from viv1t.model.twin import MouseModules, ViV1T, module_key, read_out
-from viv1t.scoring.criterion import criterion_scale, unscaled_criterion
+from viv1t.scoring.criterion import TrainingLoss, unscaled_criterion
 from viv1t.types import MAX_FRAMES, Batch
+
+
+def backward(loss: Tensor) -> None:
+    """Adds the gradients of a loss, if anything is trained."""
+    if loss.requires_grad:  # the random readout leaves nothing to train
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def by_length(batch: Batch) -> list[Batch]:
@@ -121,8 +126,7 @@ class Objective:
 
     Args:
         model: in training mode for losses.
-        config: the criterion.
-        train_sizes: training trials of each mouse, which scale its loss.
+        loss: the criterion, and what it is multiplied by.
         critic: trained beside the model, which it leaves alone.
         compiled: as two graphs without a break, predictions and criterion.
     """
@@ -130,13 +134,11 @@ class Objective:
     def __init__(
         self,
         model: ViV1T,
-        config: RunConfig,
-        train_sizes: Mapping[str, int],
+        loss: TrainingLoss,
         critic: Critic | None = None,
         compiled: bool = False,
     ) -> None:
-        self.model, self.options, self.train_sizes, self.critic = model, config.optimizer, train_sizes, critic
-        self.compiled = compiled
+        self.model, self.loss, self.critic, self.compiled = model, loss, critic, compiled
         self.maps: Callable[[Batch], Tensor] | None = None  # a frozen core's are known
         functions: list[Callable[..., Any]] = [_respond, _predict, unscaled_criterion]
         if compiled:
@@ -152,7 +154,7 @@ class Objective:
         return self._run(part, None)[0]
 
     def losses(self, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """The criterion of a (micro) batch, part of a whole batch of `batch_size` trials, and the critic's loss.
+        """The loss of a (micro) batch, part of a whole batch of `batch_size` trials, and the critic's.
 
         Raises:
             DataError: a trial is too short for the core.
@@ -171,9 +173,8 @@ class Objective:
             prediction = prediction.contiguous()
             for tensor in (prediction, response):
                 torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        loss = self._criterion(self.options.criterion, response, prediction, batch_size, mask)
-        if self.options.ds_scale:  # out of the graph: a number of its own for every mouse
-            loss = loss * criterion_scale(self.train_sizes[batch.mouse_id], batch_size)
+        loss = self._criterion(self.loss.criterion, response, prediction, batch_size, mask)
+        loss = loss * self.loss.weight(batch.mouse_id, batch_size)  # out of the graph: every mouse has its own number
         return loss, None if self.critic is None else torch.stack(of_critic).sum() / batch_size
 
     def _run(self, part: Batch, critic: Critic | None) -> tuple[Tensor, Tensor | None]:

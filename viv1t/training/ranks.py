@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from viv1t.errors import ConfigError, TrainingError
+from viv1t.optim.optimization import Optimization
 
 JOINING = timedelta(minutes=1)  # torchrun starts all anew if they do not find each other
 WAITING = timedelta(minutes=30)  # of one process for the others: statistics of ten mice may take a while
@@ -117,22 +118,25 @@ class Ranks:
             for buffer, part in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(part.view_as(buffer))
 
-    def collect(self, owned: Mapping[int, Sequence[nn.Module]], optimizer: torch.optim.Optimizer) -> None:
-        """Gives every process the parameters, their moments and the buffers of modules as their owner has them.
+    def collect(self, owned: Mapping[int, Sequence[nn.Module]], optimization: Optimization) -> None:
+        """Gives every process the parameters, what is remembered of them, and the buffers, as their owner has them.
 
         Args:
             owned: modules by the process that trains them.
-            optimizer: AdamW over their parameters.
+            optimization: of their parameters.
         """
         if self.size == 1:
             return
+        known = optimization.optimizer.state
         for owner, modules in owned.items():
             parameters = [p for module in modules for p in module.parameters()]
-            states = [optimizer.state.get(p) or _no_moments(p) for p in parameters]
-            moments = [state[key] for state in states for key in ("step", "exp_avg", "exp_avg_sq")]
-            tensors = [*(p.data for p in parameters), *moments, *(b for m in modules for b in m.buffers())]
+            states = [optimization.state_of(p) for p in parameters]
+            begun = torch.tensor([float(bool(known.get(p))) for p in parameters])
+            kept = [value for state in states for value in state.values()]
+            tensors = [*(p.data for p in parameters), *kept, *(b for m in modules for b in m.buffers())]
             if not tensors:
                 continue
+            tensors.append(begun)
             flat = torch.cat([t.flatten().to(self._device, torch.float32) for t in tensors])
             with _peers():
                 dist.broadcast(flat, src=owner)
@@ -140,20 +144,14 @@ class Ranks:
                 continue
             for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
-            for parameter, state in zip(parameters, states, strict=True):
-                if state["step"]:
-                    optimizer.state[parameter] = state
+            for parameter, state, there in zip(parameters, states, begun.tolist(), strict=True):
+                if there:
+                    known[parameter] = state
 
     def _wait(self) -> None:
         if self.size > 1:
             with _peers():
                 dist.barrier()
-
-
-def _no_moments(parameter: nn.Parameter) -> dict[str, Tensor]:
-    zeros = torch.zeros_like(parameter)
-    return {"step": torch.zeros((), device=zeros.device if zeros.is_cuda else "cpu"), "exp_avg": zeros,
-            "exp_avg_sq": zeros.clone()}  # fmt: skip
 
 
 @contextmanager

@@ -5,26 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from viv1t.config.run import OptimizerConfig, RunConfig
 from viv1t.data.inspect.finding import WITHHELD
 from viv1t.data.recordings import Recordings
 from viv1t.data.session import missing_tier
 from viv1t.errors import ConfigError, DataError
 from viv1t.model.twin import ViV1T
 from viv1t.scoring.correlation import CorrelationAccumulator
-from viv1t.scoring.criterion import criterion
+from viv1t.scoring.criterion import TrainingLoss
 from viv1t.training.ranks import Ranks
 from viv1t.types import MAX_FRAMES, UNSCORED_FRAMES, Batch
 
 log = logging.getLogger("viv1t.train")
 
 
-def check_every_frame(config: RunConfig) -> None:
+def check_every_frame(config: Any) -> None:
     """Raises a ConfigError for a core that does not predict every frame."""
     if getattr(config.core, "temporal_patch_stride", 1) > 1:
         raise ConfigError(
@@ -100,7 +100,7 @@ class Validation:
 
     Attributes:
         correlation: single-trial correlation of each mouse, mean over its neurons.
-        loss: the criterion, summed over trials, mean over mice.
+        loss: summed over trials, mean over mice.
     """
 
     correlation: dict[str, float]
@@ -115,7 +115,7 @@ class Validation:
 def validate(
     model: ViV1T,
     recordings: Recordings,
-    options: OptimizerConfig,
+    loss: TrainingLoss,
     advance: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
     predict: Predict = ensemble_prediction,
@@ -125,7 +125,7 @@ def validate(
     Args:
         model: on any device.
         recordings: its mice; processes that share them score those they serve.
-        options: the criterion.
+        loss: written down of every trial.
         advance: called after every trial.
         ranks: the processes that share the mice; each gets all scores.
         predict: gives the predictions.
@@ -138,22 +138,13 @@ def validate(
             if mouse_id not in recordings.served:
                 continue
             accumulator = CorrelationAccumulator()
-            loss = 0.0
+            total = 0.0
             for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation", None, predict):
                 accumulator.update(prediction, response)
-                loss += float(
-                    criterion(
-                        options.criterion,
-                        response[None],
-                        prediction[None],
-                        train_trials=recordings.train_sizes[mouse_id],
-                        batch_size=1,
-                        ds_scale=options.ds_scale,
-                    )
-                )
+                total += float(loss.of_trial(mouse_id, response[None], prediction[None]))
                 if advance is not None:
                     advance()
-            scores[0, i], scores[1, i] = float(accumulator.result().mean()), loss
+            scores[0, i], scores[1, i] = float(accumulator.result().mean()), total
     finally:
         model.train(training)
     if ranks is not None:

@@ -13,6 +13,7 @@ from viv1t.families.closed_loop.data import open_recordings
 from viv1t.families.closed_loop.metrics import VideoScores
 from viv1t.families.closed_loop.names import from_published, to_published
 from viv1t.families.closed_loop.options import DERIVED, ClosedLoopConfig, ClosedLoopDataConfig, option_set
+from viv1t.families.closed_loop.training import training
 from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
@@ -51,6 +52,7 @@ def _reading(data: ClosedLoopDataConfig, path: str | None, mouse_ids: Sequence[s
 CLOSED_LOOP = Family(
     name="2025",
     options=option_set(),
+    kind=ClosedLoopConfig,
     weights="ckpt/model.pt",
     wrapped=False,
     from_options=ClosedLoopConfig.from_options,
@@ -65,4 +67,6 @@ CLOSED_LOOP = Family(
     scorer=VideoScores,
     from_statistics=False,
     trained_here=False,
+    training=training,
+    core_data=("inputs", "center_crop"),
 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from viv1t.config.option_set import OptionSet, owners_of
 from viv1t.config.run import (
-    KeepingConfig,
+    AnyTrainConfig,
     NoCriticConfig,
     NoModulatorConfig,
     Options,
@@ -23,6 +23,7 @@ from viv1t.config.run import (
     _encode,
     _number,
     option,
+    with_default,
 )
 from viv1t.errors import ConfigError
 from viv1t.model.layers.patches import Padding
@@ -206,6 +207,11 @@ class GaussianConfig(_Checked):
         codes={0: "none", 1: "zero", 2: "mean_response"},
     )  # fmt: skip
 
+    @property
+    def starts_at_mean(self) -> bool:
+        """Whether the bias of a new model is the mean response."""
+        return self.bias == "mean_response"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoopOptimizerConfig(_Checked):
@@ -248,38 +254,27 @@ class ClosedLoopOptimizerConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopTrainConfig(KeepingConfig):
+class ClosedLoopTrainConfig(AnyTrainConfig):
     """How long and how a run trains, and what it writes."""
 
-    output_dir: str = option("output_dir", help="run folder")
-    epochs: int = option("epochs", 400, help="epochs at most", low=0)
-    micro_batch_size: int = option(
-        "micro_batch_size", 0, help="trials per forward and backward; 0: as many of the batch as fit in memory", low=0
-    )
-    device: str | None = option(
-        "device", None, help="cpu, cuda or mps; default the best there is", choices=("cpu", "cuda", "mps")
-    )
-    seed: int = option("seed", 1234, help="seed of weights, order and noise", low=0, high=2**63 - 1)
-    deterministic: bool = option("deterministic", False, help="the same result on every run of the same machine")
     autocast: str = option(
         "autocast",
         "auto",
         help="the core in bf16: auto, on GPUs that multiply it in hardware; disable; enable",
         choices=("auto", "disable", "enable"),
     )
-    grad_checkpointing: bool = option("grad_checkpointing", False, help="recompute blocks in the backward")
+    grad_checkpointing: bool | None = with_default(AnyTrainConfig, "grad_checkpointing", False)
     compile: bool = option("compile", False, help="compile the model with torch.compile")
-    restore: str | None = option(
-        "restore", None, help="run folder whose weights to start from, and, of a published one, optimizer.pt"
+    restore: str | None = with_default(
+        AnyTrainConfig,
+        "restore",
+        None,
+        help="run folder whose weights to start from, and, of a published one, optimizer.pt",
     )
     pretrained_core: str | None = option("pretrained_core", None, help="run folder whose core to start from")
-    wandb: str | None = option("wandb", None, help="Weights & Biases group to log to")
-    wandb_id: str | None = option("wandb_id", None, help="Weights & Biases run to resume")
-    clear_output_dir: bool = option("clear_output_dir", False, help="delete an existing run folder first")
-    verbose: int = option("verbose", 1, help="0 silent to 3 everything", low=0, high=3)
+    verbose: int = with_default(AnyTrainConfig, "verbose", 1)
 
     def compiles(self, device: str) -> bool:
-        """Whether training is compiled on a kind of device."""
         return self.compile
 
 
@@ -336,6 +331,16 @@ class ClosedLoopConfig:
         for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
             if frames > 0 and self.core.output_frames(frames) < 1:
                 raise ConfigError(f"the core's temporal extent is longer than {what}: no frame would be predicted")
+
+    @property
+    def pretrained_core(self) -> str | None:
+        """The run folder whose core it starts from."""
+        return self.train.pretrained_core
+
+    @property
+    def frozen_core(self) -> bool:
+        """Whether the core's maps are computed once, of whole trials; `core_lr` 0 alone computes them in every step."""
+        return False
 
     @property
     def core_lr(self) -> float:

@@ -1,7 +1,9 @@
-"""How models of 2025 are trained: parameter groups, optimizer, clipping and the order of a saved optimizer."""
+"""How models of 2025 are trained: loss, parameter groups, optimizer, clipping, and the order of a saved optimizer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +11,40 @@ from torch import nn
 
 from viv1t.errors import ConfigError
 from viv1t.families.closed_loop.options import ClosedLoopConfig
+from viv1t.families.family import Training
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.twin import ViV1T
 from viv1t.optim.build import Part, adamw, schedule_free
 from viv1t.optim.clipping import GradientClipping
+from viv1t.optim.optimization import AdamWOptimization, Optimization, ScheduleFreeOptimization
+from viv1t.optim.plateau import EarlyStopping, Plateau
 from viv1t.optim.schedule_free import ScheduleFreeAdamW
+from viv1t.scoring.criterion import TrainingLoss, share_scale
+
+
+@dataclass(frozen=True)
+class ShareLoss(TrainingLoss):
+    """The criterion times a mouse's share of the data, divided by all trials of a step.
+
+    Attributes:
+        train_sizes: training trials of each mouse.
+        scaled: whether mice are weighed by their share of the data.
+        batch_size: trials of each mouse in a step, also where a batch has fewer.
+    """
+
+    train_sizes: Mapping[str, int]
+    scaled: bool
+    batch_size: int
+
+    def weight(self, mouse_id: str, batch_size: int) -> float:
+        return self.trial_weight(mouse_id) / (len(self.train_sizes) * self.batch_size)
+
+    def trial_weight(self, mouse_id: str) -> float:
+        return share_scale(self.train_sizes, mouse_id) if self.scaled else 1.0
+
+    def of_step(self, losses: Sequence[float], batches: float) -> float:
+        """Their sum over mice."""
+        return sum(losses)
 
 
 def parts(model: ViV1T, config: ClosedLoopConfig) -> list[Part]:
@@ -43,6 +74,22 @@ def build_optimizer(model: ViV1T, config: ClosedLoopConfig) -> ScheduleFreeAdamW
 def build_clipping(config: ClosedLoopConfig) -> GradientClipping:
     """What is done to gradients before a step."""
     return GradientClipping(config.optimizer.clip_grad)
+
+
+def build_optimization(model: ViV1T, config: ClosedLoopConfig) -> Optimization:
+    """The optimizer with clipping and schedule: early stopping where it is schedule-free, else the plateau's."""
+    optimizer, clipping = build_optimizer(model, config), build_clipping(config)
+    advice = "lower --lr and --core_lr, or set --clip_grad"
+    if isinstance(optimizer, ScheduleFreeAdamW):
+        return ScheduleFreeOptimization(optimizer, EarlyStopping(), clipping, advice)
+    return AdamWOptimization(optimizer, Plateau(), clipping, advice)
+
+
+def training(model: ViV1T, config: ClosedLoopConfig, train_sizes: Mapping[str, int]) -> Training:
+    """As of `Family.training`."""
+    options = config.optimizer
+    loss = ShareLoss(options.criterion, train_sizes, options.ds_scale, config.data.batch_size)
+    return Training(loss, build_optimization(model, config))
 
 
 def published_order(model: ViV1T) -> list[nn.Parameter]:

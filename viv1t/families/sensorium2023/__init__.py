@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viv1t.config.effects import published_slips
-from viv1t.config.run import DataConfig, RunConfig, VivitConfig, option_set
+from viv1t.config.run import DataConfig, RunConfig, VivitConfig, check_same_core, option_set
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.families.family import Family
 from viv1t.families.sensorium2023.build import build_model
-from viv1t.families.sensorium2023.grid import is_torn
+from viv1t.families.sensorium2023.grid import check_grid, is_torn
 from viv1t.families.sensorium2023.names import from_published, to_published
+from viv1t.families.sensorium2023.training import training
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
 
@@ -45,8 +46,15 @@ def _reading(data: DataConfig, path: str | None, mouse_ids: Sequence[str]) -> Da
     )
 
 
+def _check_start(config: RunConfig, frame_size: tuple[int, int], before: Any) -> None:
+    if isinstance(config.core, VivitConfig):
+        origin = None if before is None else before.core
+        check_grid(config.core, frame_size, origin if isinstance(origin, VivitConfig) else None)
+
+
 SENSORIUM2023 = Family(
     name="2023",
+    kind=RunConfig,
     options=option_set(),
     weights="ckpt/model_state.pt",
     wrapped=True,
@@ -60,4 +68,8 @@ SENSORIUM2023 = Family(
     reading=_reading,
     open_recordings=Recordings.open,
     remarks=published_slips,
+    training=training,
+    check_start=_check_start,
+    same_core=check_same_core,
+    core_data=("transform", "center_crop"),
 )
