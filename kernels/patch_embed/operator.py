@@ -1,9 +1,8 @@
 """The operator `viv1t::patch_embed`: overlapping patches -> LayerNorm -> Linear, the patches never written out.
 
 It follows the identity in `reference.py`; what is left is one product with the video's patches, forward and
-for the weight's gradient. GPUs run Triton kernels for it (`triton.py`), everything else a 3-D
-convolution. Kept for the backward are the arguments and one number per patch; where the video or the state has a
-gradient, the result too.
+for the weight's gradient. GPUs run Triton kernels for it (`triton.py`), everything else `cpu.py`. Kept for the backward
+are the arguments and one number per patch; where the video or the state has a gradient, the result too.
 """
 
 from __future__ import annotations

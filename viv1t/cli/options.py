@@ -19,7 +19,7 @@ from typing import Any
 from viv1t.config.option_set import OptionSet
 from viv1t.config.run import Options, option_set
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
-from viv1t.system.cores import keep_threads_within, usable_cores
+from viv1t.system.cores import keep_threads_within, let_threads_sleep, usable_cores
 from viv1t.system.files import advice, shown
 from viv1t.system.progress import ConsoleHandler
 from viv1t.system.safe_yaml import read_yaml
@@ -182,6 +182,7 @@ def run_main(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
     """Runs a command; a user's mistake becomes one line on standard error and an exit status."""
     _open_streams()
     keep_threads_within(usable_cores())
+    let_threads_sleep()
     with _console_log(program):
         return _run_main(program, work, argv)
 

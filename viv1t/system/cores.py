@@ -10,6 +10,9 @@ from pathlib import Path
 
 from viv1t.system.memory import control_groups, lines_of, number_in
 
+# How OpenMP waits; the number counts looks of GNU's, the time in milliseconds is LLVM's and Intel's.
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
 
 def usable_cores() -> int:
     """Those it is bound to (by Slurm, `taskset`), at most what its control groups may use of them at a time."""
@@ -30,6 +33,16 @@ def keep_threads_within(cores: int) -> None:
             torch.set_num_threads(cores)
     elif cores < _bound():
         os.environ["OMP_NUM_THREADS"] = str(cores)
+
+
+def let_threads_sleep() -> None:
+    """Lets PyTorch's threads, not loaded yet, sleep soon while they wait for one another, unless the user has chosen.
+
+    By itself GNU's OpenMP looks again and again for milliseconds: beside another program it takes the time of the very
+    thread that is waited for. About as long as it takes to wake up is worth a wait awake.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ.update(_WAITING)
 
 
 def _bound() -> int:

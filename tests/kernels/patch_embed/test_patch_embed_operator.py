@@ -67,6 +67,37 @@ def test_autocast_takes_products_in_bf16(channels: int) -> None:
         assert (a - b).norm() < 1e-2 * b.norm()
 
 
+@pytest.mark.parametrize("values", [1, 3_000, 1_000_000])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_cpu_multiplies_in_groups_of_rows(geometry: str, values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a convolution, without one, and with the same bits for any number of threads."""
+    (batch, frames, *frame), size, stride = GEOMETRIES[geometry]
+    video, kernel = torch.randn(batch, 1, frames, *frame), torch.randn(6, *size)
+    expected = F.conv3d(video.double(), kernel[:, None].double(), stride=stride).permute(0, 2, 3, 4, 1)
+    rstd, same, offset = torch.rand(*expected.shape[:4], 1), torch.randn(batch, 6, expected.shape[1]), torch.randn(6)
+    grad = torch.randn(expected.shape)
+    scaled = (grad * rstd).double().permute(0, 4, 1, 2, 3)
+    of_kernel = torch.nn.grad.conv3d_weight(video.double(), (6, 1, *size), scaled, stride=stride)[:, 0]
+    expected = (expected + same.mT[:, :, None, None]) * rstd + offset
+
+    def convolution(*_: Any, **__: Any) -> None:
+        raise AssertionError("a convolution")
+
+    monkeypatch.setattr(cpu, "_GROUP_VALUES", values)
+    monkeypatch.setattr(cpu, "conv3d_weight", convolution)
+    monkeypatch.setattr(F, "conv3d", convolution)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            y = cpu.project(video, kernel, stride, same, rstd, offset)
+            found.append((y, cpu.project_backward(grad, rstd, video, size, stride)))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    torch.testing.assert_close([x.double() for x in found[0]], [expected, of_kernel], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [0, 2])
 def test_opcheck(channels: int) -> None:
     inputs, size, stride = drawn("strides", channels)
