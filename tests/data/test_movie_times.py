@@ -340,7 +340,7 @@ def test_trials_by_any_suffix_of_a_video(suffix: str, make_session: Callable[...
     write_video(videos / f"0{container}", luma, codec).rename(videos / f"0{suffix}")
     (videos / "0.npy").unlink()
     opened = open_recording(session)
-    assert opened.has_videos
+    assert opened.computed
     assert np.array_equal(opened.read("video", 0), np.moveaxis(luma, 0, -1))
 
 

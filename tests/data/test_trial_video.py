@@ -89,7 +89,7 @@ def test_a_session_of_videos_reads_as_one_of_arrays(arrays: Path, tmp_path: Path
     (packed,) = pack(arrays, tmp_path / "packed", video=True)
     videos = open_recording(with_videos(Path(shutil.copytree(arrays, tmp_path / "videos" / "mouse-1"))))
     for session in (videos, open_recording(packed.path)):
-        assert session.has_videos
+        assert session.computed
         assert session.frame_size == recorded.frame_size == (6, 8)
         assert session.repeats("train") == recorded.repeats("train")
         for trial in (0, 1, 4, 9):
@@ -146,7 +146,7 @@ def test_an_array_goes_before_a_video(arrays: Path) -> None:
     write_trial(arrays / "data" / "videos" / "0.mp4", moving_pattern(5, 6, 8))
     session = open_recording(arrays)
     assert session.file("video", 0).suffix == ".npy"
-    assert not session.has_videos
+    assert not session.computed
     (finding,) = [f for f in check_folder(arrays) if "videos holds" in f.what]
     assert "0.mp4" in finding.what
 

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from viv1t.cli.options import Parser, run_main
+from viv1t.cli.options import Parser, add_options, given_options, run_main
+from viv1t.config.run import ReadingConfig
 from viv1t.data.formats.sensorium.trial_video import video_cost
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.inspect.finding import Finding
 from viv1t.data.inspect.info import format_table, session_info, sessions_in
+from viv1t.data.rules import Rules
 from viv1t.data.store.pack import pack
 from viv1t.data.store.packed import video_file
 from viv1t.data.store.verify import verify
@@ -25,6 +27,15 @@ PROGRAM = "viv1t-data"
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how recordings become trials."""
+    add_options(parser, ReadingConfig, "how recordings become trials, as in training")
+
+
+def _rules(args: argparse.Namespace) -> Rules:
+    return Rules.of(given_options(args, ReadingConfig))
 
 
 def _mice(text: str) -> int | list[str]:
@@ -47,7 +58,7 @@ def add_synth(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "synth",
         help="write synthetic mice whose truth is known",
-        description="Writes synthetic mice in the Sensorium 2023 format, with their truth beside the data.",
+        description="Writes synthetic mice in the format of Sensorium 2023 or experanto, their truth beside the data.",
     )
     parser.add_argument("out", type=Path, help="folder of the sessions")
     parser.add_argument("--mice", type=_mice, default=2, help="number of mice, or letters and names: F,G (default 2)")
@@ -55,6 +66,9 @@ def add_synth(commands: argparse._SubParsersAction[Parser]) -> None:
         parser.add_argument(f"--{flag}", type=int, metavar="N", help=f"{words} (default {default})")
     parser.add_argument("--full_scale", action="store_true", help="neurons and trials of the published mice")
     parser.add_argument("--seed", type=int, default=1234, help="seed of everything (default 1234)")
+    parser.add_argument(
+        "--format", default="sensorium", metavar="sensorium|experanto", help="of the folders (default sensorium)"
+    )
     parser.add_argument("--reveal", action="store_true", help="test responses of every mouse, not only of A-E")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="keep complete sessions of the same options")
@@ -85,6 +99,7 @@ def synth(args: argparse.Namespace) -> int:
         ),
         seed=args.seed,
         reveal=args.reveal,
+        format=args.format,
         existing="resume" if args.resume else "overwrite" if args.overwrite else "refuse",
         workers=args.workers,
         report=None if args.quiet else _report,
@@ -103,11 +118,12 @@ def add_check(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("folder", type=Path, help="folder of the sessions, or one session")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_reading(parser)
     parser.set_defaults(run=check)
 
 
 def check(args: argparse.Namespace) -> int:
-    return _print_findings(args.folder, check_folder(args.folder, show_progress=not args.quiet))
+    return _print_findings(args.folder, check_folder(args.folder, _rules(args), print, show_progress=not args.quiet))
 
 
 def _print_findings(folder: Path, findings: Iterable[Finding]) -> int:
@@ -126,12 +142,13 @@ def add_info(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Lists the mice of a folder of recordings: neurons, trials by tier, frames, size on disk.",
     )
     parser.add_argument("folder", type=Path, help="folder of the sessions, or one session")
+    _add_reading(parser)
     parser.set_defaults(run=info)
 
 
 def info(args: argparse.Namespace) -> int:
-    found = recordings_in(args.folder)
-    print(format_table([session_info(mouse_id, path) for mouse_id, path in found.sessions.items()]))
+    found, rules = recordings_in(args.folder), _rules(args)
+    print(format_table([session_info(mouse_id, path, rules) for mouse_id, path in found.sessions.items()]))
     for finding in found.left_out:
         print(finding.line)
     return 0
@@ -158,13 +175,14 @@ def add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
         "--video", action="store_true", help="movies as lossless VP9 video, a file per trial: smaller, slower to read"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_reading(parser)
     parser.set_defaults(run=run_pack)
 
 
 def run_pack(args: argparse.Namespace) -> int:
     if not args.quiet:  # statistics log how far they are
         logging.getLogger("viv1t").setLevel(logging.INFO)
-    options = {"video": args.video, "show_progress": not args.quiet}
+    options = {"video": args.video, "rules": _rules(args), "show_progress": not args.quiet}
     for packed in pack(args.data, args.out, args.mouse_ids, args.responses, **options):
         document = packed.document
         movies = "lossless video" if document.has_videos else document.arrays["videos.npy"]["dtype"]
@@ -216,6 +234,7 @@ def add_statistics(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("out", type=Path, metavar="FILE", help="file to write, FILE.safetensors")
     parser.add_argument("--mouse_ids", nargs="+", metavar="ID", help="these mice only")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_reading(parser)
     parser.set_defaults(run=run_statistics)
 
 
@@ -229,7 +248,7 @@ def run_statistics(args: argparse.Namespace) -> int:
     found = sessions_in(args.data)
     if unknown := [mouse for mouse in args.mouse_ids or () if mouse not in found]:
         raise ConfigError(f"--mouse_ids {' '.join(unknown)}: not in {args.data}, which has {', '.join(found)}")
-    mice = write_statistics(args.out, {mouse: found[mouse] for mouse in args.mouse_ids or found})
+    mice = write_statistics(args.out, {mouse: found[mouse] for mouse in args.mouse_ids or found}, _rules(args))
     print(f"{args.out}: mice {', '.join(mice)}, {args.out.stat().st_size / 2**20:,.1f} MiB")
     return 0
 

@@ -16,14 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from viv1t.config.option_set import OptionSet
-from viv1t.config.run import Options, option_set
+from viv1t.config.option_set import OptionSet, owners_of
+from viv1t.config.run import Options, decode, option_set
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
 from viv1t.system.cores import keep_threads_within, let_threads_sleep, usable_cores
 from viv1t.system.files import advice, shown
 from viv1t.system.progress import ConsoleHandler
 from viv1t.system.safe_yaml import read_yaml
 from viv1t.training.log import LevelFormat
+
+Component = typing.TypeVar("Component")
 
 # Options of a run that name folders.
 PATHS = ("data", "data_dir", "output_dir", "pretrain_core", "pretrained_core", "restore")
@@ -99,21 +101,44 @@ def add_run_options(parser: argparse.ArgumentParser, options: OptionSet | None =
         title = " and ".join(dict.fromkeys(_title(owner, options) for owner in owners))
         if title not in groups:
             groups[title] = parser.add_argument_group(f"options of {title}")
-        fields = options.fields(flag)
-        kind, choices = str(fields[0].type), fields[0].metadata["choices"]
-        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(flag, fields, options)}
-        if flag == "cache_data" or (kind.startswith("bool") and flag not in options.switches):
-            # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
-            keywords |= {"nargs": "?", "const": True, "metavar": "|".join(choices or ("true", "false"))}
-        elif kind.startswith("tuple"):
-            keywords |= {"nargs": "+", "metavar": "ID"}
-        elif fields[0].metadata["codes"] or kind.startswith(("int", "bool")):
-            keywords["metavar"] = "N"
-        elif kind.startswith("float"):
-            keywords["metavar"] = "X"
-        else:
-            keywords["metavar"] = "|".join(choices or ("VALUE",))
-        groups[title].add_argument(f"--{flag}", **keywords)
+        groups[title].add_argument(f"--{flag}", **_keywords(flag, options))
+
+
+def add_options(parser: argparse.ArgumentParser, component: type, title: str) -> None:
+    """Adds the options of one component of the configuration; `given_options` reads them."""
+    options = OptionSet({}, {}, owners_of([component]), {}, ())
+    group = parser.add_argument_group(title)
+    for flag in options.owners:
+        group.add_argument(f"--{flag}", **_keywords(flag, options))
+
+
+def given_options(args: argparse.Namespace, component: type[Component]) -> Component:
+    """The component of the options that `add_options` added.
+
+    Raises:
+        ConfigError: names the option, what is allowed and what was given.
+    """
+    fields = {f.metadata["flag"]: f for f in dataclasses.fields(component)}  # type: ignore[arg-type]
+    return component(**{f.name: decode(f, getattr(args, flag)) for flag, f in fields.items() if flag in args})
+
+
+def _keywords(flag: str, options: OptionSet) -> dict[str, Any]:
+    """What the parser is told of an option."""
+    fields = options.fields(flag)
+    kind, choices = str(fields[0].type), fields[0].metadata["choices"]
+    keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(flag, fields, options)}
+    if flag == "cache_data" or (kind.startswith("bool") and flag not in options.switches):
+        # `--core_compile`, `--core_compile true` and, from a file, `core_compile: true`.
+        keywords |= {"nargs": "?", "const": True, "metavar": "|".join(choices or ("true", "false"))}
+    elif kind.startswith("tuple"):
+        keywords |= {"nargs": "+", "metavar": "ID" if flag == "mouse_ids" else "WORD"}
+    elif fields[0].metadata["codes"] or kind.startswith(("int", "bool")):
+        keywords["metavar"] = "N"
+    elif kind.startswith("float"):
+        keywords["metavar"] = "X"
+    else:
+        keywords["metavar"] = "|".join(choices or ("VALUE",))
+    return keywords
 
 
 def _title(owner: type, options: OptionSet) -> str:

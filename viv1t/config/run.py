@@ -106,7 +106,83 @@ _KIND_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "t
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class ReadingConfig(_Checked):
+    """How recordings become trials; all but the first are of experanto folders."""
+
+    missing: str = option(
+        "missing",
+        "fill",
+        help="what is done where the animal's state was not recorded (no eye tracker, no treadmill, blinks, a constant "
+        "signal): fill it, and say so, or refuse the recording",
+        choices=("fill", "refuse"),
+    )
+    frame_size: str | None = option(
+        "frame_size",
+        None,
+        help="experanto folders: rows x columns that movies are averaged to, as 36x64; by default 36x64, and frames of "
+        "several sizes are refused",
+    )
+    long_trials: str = option(
+        "long_trials",
+        "split",
+        help="experanto folders: training trials over 300 frames are split, or cut after 300; others are cut",
+        choices=("split", "cut"),
+    )
+    shortest_trial: int = option(
+        "shortest_trial",
+        60,
+        help="experanto folders: frames below which what splitting leaves, and a run of images, is no trial",
+        low=1,
+        high=MAX_FRAMES,
+    )
+    image_trials: str = option(
+        "image_trials",
+        "join",
+        help="experanto folders: runs of images of one tier are joined to trials, with the grey between them, or left "
+        "out",
+        choices=("join", "leave_out"),
+    )
+    response_interpolation: str | None = option(
+        "response_interpolation",
+        None,
+        help="experanto folders: responses between samples, hold or linear; by default those stored at 30 Hz are held",
+        choices=("hold", "linear"),
+    )
+    eye_channels: tuple[str, ...] = option(
+        "eye_channels",
+        ("0", "1", "2", "3"),
+        help="experanto folders: the eye tracker's channels of x, y, dilation and its derivative; the last two may be "
+        "left out",
+    )
+    max_blinks: float = option(
+        "max_blinks",
+        0.25,
+        help="experanto folders: share of a trial's samples of eye or treadmill that may be filled where they are NaN; "
+        "trials with more are not used",
+        low=0,
+        high=1,
+    )
+    leaks: str = option(
+        "leaks",
+        "refuse",
+        help="experanto folders: where a stimulus is in training and held out, refuse the recording, or hold_out: take "
+        "it out of training",
+        choices=("refuse", "hold_out"),
+    )
+    tier_names: tuple[str, ...] | None = option(
+        "tier_names", None, help="experanto folders: what recorded tiers are here, as validation=train"
+    )
+    held_out_repeats: int = option(
+        "held_out_repeats",
+        8,
+        help="experanto folders without tiers: stimuli shown as often are held out, every other one as oracle and as "
+        "final_test_main",
+        low=2,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ReadingConfig):
     """Which recordings are used and how they are transformed."""
 
     path: str = option("data", "data/sensorium", help="folder of recording sessions")
@@ -680,7 +756,7 @@ class RunConfig:
                 flag = f.metadata["flag"]
                 left.discard(flag)
                 if flag in options:
-                    values[f.name] = _decode(f, options[flag])
+                    values[f.name] = decode(f, options[flag])
                 elif flag in defaults:
                     values[f.name] = defaults[flag]
                 elif f.default is dataclasses.MISSING:
@@ -744,7 +820,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _decode(f: dataclasses.Field[Any], value: Any) -> Any:
+def decode(f: dataclasses.Field[Any], value: Any) -> Any:
     """A field's value from a file's value or a command line's word, both judged alike."""
     codes, flag, kind = f.metadata["codes"], f.metadata["flag"], str(f.type)
     word = value[0] if isinstance(value, list) and len(value) == 1 else value

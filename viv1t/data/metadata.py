@@ -19,6 +19,7 @@ import numpy as np
 from viv1t.data.formats.sensorium.recorded import STATES, RecordedMouse, write_recorded
 from viv1t.data.mice import open_recording
 from viv1t.data.npy import read_npy
+from viv1t.data.rules import Rules
 from viv1t.data.session import COORDINATES_FILE, FOLDERS, UNIT_IDS_FILE, VARIABLES
 from viv1t.data.statistics import NAMES, Moments, MouseStatistics, computed_statistics, movie_levels, state_median
 from viv1t.errors import DataError
@@ -108,12 +109,13 @@ def _unknown(shape: tuple[int, ...]) -> Moments:
     return Moments(nothing, nothing, nothing, nothing)
 
 
-def write_statistics(path: Path, sessions: Mapping[str, Path]) -> list[str]:
+def write_statistics(path: Path, sessions: Mapping[str, Path], rules: Rules | None = None) -> list[str]:
     """Writes what predictions need to know of recordings, for any transform; returns the mice.
 
     Args:
         path: of the file.
         sessions: folders of the recordings by mouse.
+        rules: how they become trials, where they leave a choice.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -122,7 +124,7 @@ def write_statistics(path: Path, sessions: Mapping[str, Path]) -> list[str]:
     mice: dict[str, RecordedMouse] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for id, folder in sessions.items():
-        session = open_recording(folder, id)
+        session = open_recording(folder, id, rules)
         sizes[id] = session.frame_size
         if len(set(sizes.values())) > 1:
             words = ", ".join(f"{mouse} {h} x {w}" for mouse, (h, w) in sizes.items())

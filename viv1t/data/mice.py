@@ -7,23 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.config.run import DataConfig
+from viv1t.data.formats.experanto.folder import is_experiment
+from viv1t.data.formats.experanto.session import ExperantoSession
 from viv1t.data.formats.sensorium.archive import extract_session
 from viv1t.data.formats.sensorium.session import RawSession
+from viv1t.data.rules import Rules
 from viv1t.data.session import Session
 from viv1t.data.store.packed import PackedSession
-from viv1t.data.survey import LETTERS, STORE_FILE, Survey, no_session, session_name, survey
+from viv1t.data.survey import LETTERS, STORE_FILE, Survey, identity, no_session, survey
 from viv1t.errors import ConfigError, DataError, missing_folder
 from viv1t.types import NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS
 
 logger = logging.getLogger("viv1t")
 
 
-def open_recording(path: Path, mouse_id: str | None = None) -> Session:
+def open_recording(path: Path, mouse_id: str | None = None, rules: Rules | None = None) -> Session:
     """Opens a session's folder, as recorded or packed; where there is only `<path>.zip`, unpacks it first.
 
     Args:
         path: folder, or its archive.
-        mouse_id: name of the mouse; default the letter of a published session, else the folder's name.
+        mouse_id: name of the mouse; default the letter of a published session, else the folder's name, or that of the
+            recording in an experanto folder.
+        rules: how it becomes trials, where it leaves a choice; a packed one does not.
 
     Raises:
         DataError: what describes the session is missing, damaged or inconsistent.
@@ -34,9 +39,13 @@ def open_recording(path: Path, mouse_id: str | None = None) -> Session:
         path = extract_session(archive)
     if not path.is_dir():
         raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
-    name = session_name(path)
-    kind: type[RawSession | PackedSession] = PackedSession if (path / STORE_FILE).is_file() else RawSession
-    return kind.open_folder(path, mouse_id or LETTERS.get(name, name))
+    known, session = identity(path)
+    mouse, rules = mouse_id or known, rules or Rules()
+    if (path / STORE_FILE).is_file():
+        return PackedSession.open_folder(path, mouse)
+    if is_experiment(path):
+        return ExperantoSession.open_folder(path, mouse, session, rules)
+    return RawSession.open_folder(path, mouse)
 
 
 def find_sessions(config: DataConfig) -> dict[str, Session]:
@@ -46,11 +55,19 @@ def find_sessions(config: DataConfig) -> dict[str, Session]:
         ConfigError: `--mouse_ids` names a mouse that is not there or not in `--ds_mode`.
         DataError: the folder or a session that is needed is missing or damaged.
     """
-    return choose_sessions(Path(config.path), config.mouse_ids, config.mice, data="--data ", ids="--mouse_ids")
+    return choose_sessions(
+        Path(config.path), config.mouse_ids, config.mice, Rules.of(config), data="--data ", ids="--mouse_ids"
+    )
 
 
 def choose_sessions(
-    folder: Path, mouse_ids: Sequence[str] | None = None, mice: str = "all", *, data: str = "", ids: str = "mouse_ids"
+    folder: Path,
+    mouse_ids: Sequence[str] | None = None,
+    mice: str = "all",
+    rules: Rules | None = None,
+    *,
+    data: str = "",
+    ids: str = "mouse_ids",
 ) -> dict[str, Session]:
     """Opens the mice of a data folder, in the order of a run, and names what is left out.
 
@@ -58,6 +75,7 @@ def choose_sessions(
         folder: of recordings.
         mouse_ids: these mice only, by letter or by the name of their session; default all.
         mice: `all`, `all_with_test`, or the five `old` or five `new` ones of the challenge.
+        rules: how recordings become trials, where they leave a choice.
         data, ids: what errors call the folder and the choice.
 
     Raises:
@@ -91,7 +109,7 @@ def choose_sessions(
     absent = [mouse for mouse in SENSORIUM_SESSIONS if mouse not in found]
     if five is None and mouse_ids is None and 0 < len(absent) < len(SENSORIUM_SESSIONS):
         logger.warning("%s%s: of the ten published mice, %s are not there", data, folder, ", ".join(absent))
-    return {mouse: open_recording(found[mouse], mouse) for mouse in chosen}
+    return {mouse: open_recording(found[mouse], mouse, rules) for mouse in chosen}
 
 
 def discover(folder: Path) -> dict[str, Path]:

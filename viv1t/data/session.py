@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,9 +91,11 @@ class Session(ABC):
         tiers: tier of every trial number; the tier `oracle` on disk is `validation` here.
         kept: indices of the neurons that are used, ascending; None for all.
         whole: the same recording with all of its neurons.
+        notices: what a user should know of it: one line each.
     """
 
     ADVICE = "copy the file anew, or set the trial's tier to 'none'"  # what to do about a damaged trial
+    NAMING = "name its trials in meta/trials/tiers.npy"  # and about a tier without trials
 
     def __init__(self, path: Path, mouse: Mouse, tiers: dict[int, str]) -> None:
         self.path = path
@@ -101,6 +103,7 @@ class Session(ABC):
         self.tiers = tiers
         self.kept: np.ndarray | None = None
         self.whole: Session = self
+        self.notices: tuple[str, ...] = ()
         self._hidden: dict[str, bool] = {}
         self._repeats: dict[str, list[list[int]]] = {}
 
@@ -133,6 +136,11 @@ class Session(ABC):
         """The file that numbers the neurons."""
         return self.path / UNIT_IDS_FILE
 
+    @property
+    def statistics_file(self) -> Path | None:
+        """Where its computed statistics are kept with it; None where nothing is written into its folder."""
+        return self.path / "meta" / "viv1t_statistics.safetensors"
+
     @abstractmethod
     def duration(self, trial: int) -> int:
         """Recorded frames of a trial."""
@@ -146,9 +154,19 @@ class Session(ABC):
         """Where exactly it lies."""
 
     @property
-    def has_videos(self) -> bool:
-        """Whether movies are video files, which the C++ side does not read."""
+    def computed(self) -> bool:
+        """Whether arrays are decoded or computed as they are read, and lie nowhere for the C++ side to read."""
         return False
+
+    @property
+    def reading(self) -> str:
+        """What the trials depend on beside the files; empty for nothing."""
+        return ""
+
+    def files(self, trials: Iterable[int]) -> list[Path]:
+        """Every file that the trials are made from, those of neurons and tiers left out."""
+        trials = list(trials)
+        return [self.file(variable, trial) for variable in VARIABLES for trial in trials]
 
     def stored_statistics(self, source: str) -> MouseStatistics | None:
         """The statistics `computed` or `provided` where they are kept with the trials; None where they are not."""
@@ -177,6 +195,10 @@ class Session(ABC):
         """The same, with its values unchecked."""
         if variable == "response" and self.kept is not None:
             return self.whole._array(variable, trial)[self.kept]
+        return self._recorded(variable, trial)
+
+    def _recorded(self, variable: str, trial: int) -> np.ndarray:
+        """The same of all neurons."""
         place, rows = self.place(variable, trial), self.rows(variable)
         array = self._checked(lambda _: place.read(rows), variable, trial)
         if array.shape != (*rows, place.frames) or array.dtype.kind not in "fiub":
@@ -263,4 +285,5 @@ def missing_tier(session: Session, tier: str) -> Finding:
     """What is wrong with a recording without a trial of a tier that is needed."""
     unknown = unknown_tiers(session.tiers)
     others = f", but of {', '.join(unknown[:3])}" if unknown else ""
-    return NO_TRIAL.found(session.mouse.id, tier="oracle" if tier == "validation" else tier, others=others)
+    shown = "oracle" if tier == "validation" else tier
+    return NO_TRIAL.found(session.mouse.id, tier=shown, others=others, name=session.NAMING)

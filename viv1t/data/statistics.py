@@ -133,7 +133,7 @@ def computed_statistics(session: Session) -> MouseStatistics:
     """The statistics of a session's tier `train`, from a cache where nothing has changed since it was written.
 
     The cache is `meta/viv1t_statistics.safetensors` in the session, or under $XDG_CACHE_HOME/viv1t (~/.cache/viv1t)
-    where that cannot be written; without either, they are computed each time.
+    where that cannot be written or nothing of ours belongs there; without either, they are computed each time.
 
     Raises:
         DataError: a trial is missing or damaged, or there is none.
@@ -311,20 +311,20 @@ def _median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _key(session: Session, trials: Sequence[int]) -> str:
     """A digest of everything the statistics depend on."""
     files = []
-    for variable in VARIABLES:
-        for trial in trials:
-            try:
-                status = session.file(variable, trial).stat()
-                files.append((status.st_size, status.st_mtime_ns))
-            except OSError:
-                files.append((-1, -1))  # reading it will say what is wrong
+    for file in session.files(trials):
+        try:
+            status = file.stat()
+            files.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            files.append((-1, -1))  # reading it will say what is wrong
     name = session.path.resolve().name  # of the files themselves, whatever links to them are called
-    text = json.dumps([VERSION, name, session.mouse.neurons, list(trials), files])
+    text = json.dumps([VERSION, name, session.mouse.neurons, list(trials), files, *filter(None, [session.reading])])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _cache_paths(session: Session) -> Iterator[Path]:
-    yield session.path / "meta" / "viv1t_statistics.safetensors"
+    if session.statistics_file is not None:
+        yield session.statistics_file
     root = _cache_folder()
     if root is not None:
         place = hashlib.blake2b(os.fsencode(session.path.resolve()), digest_size=8).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viv1t.data.formats.experanto.folder import experiment_key, is_experiment, numbers_of
 from viv1t.data.formats.sensorium.archive import ARCHIVES, TIERS_FILE, Problem, archive_problem
 from viv1t.data.inspect.finding import Finding
 from viv1t.errors import DataError, missing_folder
@@ -15,6 +16,7 @@ from viv1t.types import SENSORIUM_SESSIONS
 
 STORE_FILE = "store.json"  # what makes a folder a packed session
 LETTERS = {session: letter for letter, session in SENSORIUM_SESSIONS.items()}
+_NUMBERS = {numbers_of(session): letter for session, letter in LETTERS.items()}  # the same mice in experanto folders
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ def session_name(path: Path) -> str:
     return path.name if path.name not in ("", "..") else path.resolve().name
 
 
+def identity(path: Path) -> tuple[str, str]:
+    """Name of the mouse, and of the recording, that a folder holds.
+
+    An experanto folder is known by its animal, session and scan: by the letter where it is a published mouse's, whose
+    Sensorium folder is another form of the same recording.
+
+    Raises:
+        DataError: its meta.json is damaged.
+    """
+    name = session_name(path)
+    if name not in LETTERS and not (path / STORE_FILE).is_file() and is_experiment(path):
+        key = experiment_key(path)
+        letter = _NUMBERS.get(numbers_of(key))
+        return (key, key) if letter is None else (letter, SENSORIUM_SESSIONS[letter])
+    return LETTERS.get(name, name), name
+
+
 def survey(folder: Path) -> Survey:
     """The recordings in a data folder, as folders or archives: published ones by their letters, then others by name.
 
@@ -48,15 +67,37 @@ def survey(folder: Path) -> Survey:
         if entry.name.startswith("."):
             continue
         path, problem = _judged(entry)
+        if path is not None:
+            try:
+                mouse = identity(path)[0]
+            except DataError as error:
+                what, _, fix = str(error).rpartition("; ")
+                problem = Finding("error", shown(entry.name), (), f"not used: {what or error}", fix or "restore it")
+            else:
+                if mouse in paths:
+                    raise DataError(
+                        f"{folder}: {paths[mouse].name} and {path.name} are both mouse {mouse}; rename one of them, or "
+                        "move it elsewhere"
+                    )
+                paths[mouse] = path
         if problem is not None:
             left_out.append(problem)
-        elif path is not None:
-            paths[path.name] = path
-    for name in sorted(set(paths) & set(SENSORIUM_SESSIONS)):
-        if (published := SENSORIUM_SESSIONS[name]) in paths:
-            raise DataError(f"{folder}: {name} and {published} are both mouse {name}; rename one of them")
-    ordered = sorted(paths, key=lambda name: (LETTERS.get(name) is None, LETTERS.get(name, name)))
-    return Survey({LETTERS.get(name, name): paths[name] for name in ordered}, tuple(left_out))
+    _check_forms(folder, paths)
+    ordered = sorted(paths, key=lambda mouse: (mouse not in SENSORIUM_SESSIONS, mouse))
+    return Survey({mouse: paths[mouse] for mouse in ordered}, tuple(left_out))
+
+
+def _check_forms(folder: Path, paths: dict[str, Path]) -> None:
+    """Raises a DataError where a mouse's experanto folder lies beside another form of the same recording."""
+    known: dict[str, str] = {}
+    for mouse in sorted(paths, key=lambda mouse: numbers_of(mouse) != mouse):
+        numbers = numbers_of(mouse)
+        if numbers != mouse and numbers in known:
+            raise DataError(
+                f"{folder}: {paths[numbers].name} and {paths[mouse].name} are the same recording (mouse {numbers}); "
+                "move one of them elsewhere"
+            )
+        known[numbers] = mouse
 
 
 def recordings_in(folder: Path) -> Survey:
@@ -66,12 +107,11 @@ def recordings_in(folder: Path) -> Survey:
         DataError: there is none.
     """
     if folder.suffix == ".zip" and folder.is_file():
-        return Survey({LETTERS.get(folder.stem, folder.stem): folder.with_suffix("")})
+        return Survey({identity(folder.with_suffix(""))[0]: folder.with_suffix("")})
     if not folder.is_dir():
         raise missing_folder(folder, "give the folder that holds the recording sessions")
     if _is_session(folder) or _is_like_a_session(folder):
-        name = session_name(folder)
-        return Survey({LETTERS.get(name, name): folder})
+        return Survey({identity(folder)[0]: folder})
     found = survey(folder)
     # Training passes over folders without tiers; whoever looks at the data wants to know all about them.
     others = {f.mouse_id: folder / f.mouse_id for f in found.left_out if _is_like_a_session(folder / f.mouse_id)}
@@ -86,7 +126,7 @@ def no_session(folder: Path, left_out: Iterable[Finding], option: str = "") -> D
     """What is wrong with a folder that holds nothing to use."""
     reasons = [f"{f.mouse_id}: {f.what} -> {f.fix}" for f in left_out]
     more = f"; {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}" if reasons else ""
-    found = f"holds no recording session (a folder or .zip with {TIERS_FILE}, or packed)"
+    found = f"holds no recording session (a folder or .zip with {TIERS_FILE}, an experanto folder, or packed)"
     return DataError(f"{option}{folder}: {found}{more}")
 
 
@@ -127,7 +167,7 @@ def _session(entry: Path) -> Path | Problem | None:
 
 
 def _is_session(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in (TIERS_FILE, STORE_FILE))
+    return any((folder / file).is_file() for file in (TIERS_FILE, STORE_FILE)) or is_experiment(folder)
 
 
 def _is_like_a_session(folder: Path) -> bool:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from viv1t.config.run import VivitConfig
+from viv1t.data.formats.experanto.folder import is_experiment
+from viv1t.data.formats.sensorium.archive import TIERS_FILE
 from viv1t.data.formats.sensorium.trial_video import TRIAL_SUFFIXES, array_header, read_array
+from viv1t.data.inspect.experiment import check_experiment
 from viv1t.data.inspect.finding import (
     BRIEF,
     CONSTANT,
@@ -25,6 +28,8 @@ from viv1t.data.inspect.finding import (
     ONE_TRIAL,
     SAME,
     SHORT,
+    SILENT,
+    STATE_ROWS,
     TWICE,
     UNKNOWN_TIERS,
     WITHHELD,
@@ -34,6 +39,7 @@ from viv1t.data.inspect.finding import (
 )
 from viv1t.data.mice import open_recording
 from viv1t.data.npy import NpyHeader
+from viv1t.data.rules import Rules
 from viv1t.data.session import (
     FOLDERS,
     VARIABLES,
@@ -52,14 +58,21 @@ from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES, used_fra
 _FILE = "restore the file, or set the trial's tier to 'none'"
 _CORE = VivitConfig()  # what training uses where no option says otherwise
 _TURN = "move time to the last axis"
-_STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
 
 
-def check_folder(folder: Path, *, show_progress: bool = False) -> Iterator[Finding]:
+def check_folder(
+    folder: Path,
+    rules: Rules | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    show_progress: bool = False,
+) -> Iterator[Finding]:
     """Findings about every session of a data folder, mouse by mouse.
 
     Args:
         folder: of sessions, or one session; archives are unpacked first, as for training.
+        rules: how recordings become trials, where they leave a choice.
+        tell: is given what there is to see of recordings that leave a choice, line by line.
         show_progress: print how far it is.
 
     Raises:
@@ -71,6 +84,11 @@ def check_folder(folder: Path, *, show_progress: bool = False) -> Iterator[Findi
     for mouse_id, path in surveyed.sessions.items():
         if (path / STORE_FILE).is_file():  # its trials were checked when they were packed
             yield from verify_store(mouse_id, path, show_progress=show_progress)
+            continue
+        if not (path / TIERS_FILE).is_file() and is_experiment(path):
+            rules = rules or Rules()
+            yield from check_experiment(mouse_id, path, rules, tell, show_progress)
+            sizes[mouse_id] = rules.size
             continue
         check = SessionCheck(mouse_id, path, show_progress)
         yield from check.run()
@@ -337,9 +355,7 @@ class SessionCheck:
                 what = f"data/responses: absent or NaN, unlike other trials of the tier {tier}"
                 self._add("error", what, "give the recorded responses, or set the trial's tier to 'none'", trial)
             if silent:
-                for trial in silent:
-                    what = f"data/responses: all zero, unlike other trials of the tier {tier}"
-                    self._add("warning", what, "give the recorded responses, or set the trial's tier to 'none'", trial)
+                self._find(SILENT, *silent, tier=tier)
         if self._negative:
             lowest = min(low for _, low in self._negative.values())
             most = max(count for count, _ in self._negative.values())
@@ -352,7 +368,7 @@ class SessionCheck:
             examples = ", ".join(map(str, constant[:3])) + (", …" if len(constant) > 3 else "")
             what = f"{len(constant)} of {session.mouse.neurons} neurons never vary in the tier train: {examples}"
             self._add("warning", what, "remove these neurons: they score 0 whatever the model")
-        for variable, names in _STATE_ROWS.items():
+        for variable, names in STATE_ROWS.items():
             which = [name for name, flat in zip(names, ranges.get(variable, ()), strict=False) if flat]
             if which:
                 rule = CONSTANT if len(which) == 1 else CONSTANT_ALL

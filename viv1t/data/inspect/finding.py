@@ -69,15 +69,24 @@ class Rule:
         return Finding(self.severity, mouse_id, trials, self.what.format(**facts), self.fix.format(**facts))
 
 
+# What the rows of the animal's state are.
+STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
 NO_TRIAL = Rule(
     "error", "no trial of the tier {tier}{others}",
-    "name its trials in meta/trials/tiers.npy, or leave the mouse out with --mouse_ids",
+    "{name}, or leave the mouse out with --mouse_ids",
 )  # fmt: skip
 ONE_TRIAL = Rule(
     "error", "one trial of the tier train: responses are divided by their deviation over trials, which needs two",
     "name more trials in meta/trials/tiers.npy, or leave the mouse out with --mouse_ids",
 )  # fmt: skip
 WITHHELD = Rule("error", "all responses of the tier {tier} are {how}", "give the recorded responses")
+SILENT = Rule(
+    "warning", "data/responses: all zero, unlike other trials of the tier {tier}",
+    "give the recorded responses, or set the trial's tier to 'none'",
+)  # fmt: skip
+NEGATIVE = Rule(
+    "warning", "responses: {count} negative values, which become 0", "give deconvolved activity, which is at least 0"
+)
 SAME = Rule(
     "error", "data/{variable}: the same in every trial of the tier train", "give what was recorded in each trial"
 )

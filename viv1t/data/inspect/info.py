@@ -11,6 +11,7 @@ from statistics import median
 
 from viv1t.data.inspect.finding import LONG
 from viv1t.data.mice import open_recording
+from viv1t.data.rules import Rules
 from viv1t.data.session import Session
 from viv1t.data.survey import recordings_in
 from viv1t.errors import DataError
@@ -59,14 +60,14 @@ def sessions_in(folder: Path) -> dict[str, Path]:
     return found.sessions
 
 
-def session_info(mouse_id: str, path: Path) -> SessionInfo:
+def session_info(mouse_id: str, path: Path, rules: Rules | None = None) -> SessionInfo:
     """Summary of one session; damage shortens it instead of raising, and an archive stays packed."""
     if not path.is_dir():
         archive = path.with_name(path.name + ".zip")
         return SessionInfo(mouse_id, archive, archive.stat().st_size, note="packed")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     try:
-        session = open_recording(path, mouse_id)
+        session = open_recording(path, mouse_id, rules)
     except DataError as error:
         return SessionInfo(mouse_id, path, size, note=str(error))
     durations: list[int] = []
@@ -106,6 +107,8 @@ def _first_response_is_zero(session: Session, tier: str) -> bool:
     if not trials:
         return False
     try:
+        if session.computed:
+            return session.lacks_response(trials[0]) or not session.read("response", trials[0]).any()
         return not session.place("response", trials[0]).map()[:, : session.duration(trials[0])].any()
     except (DataError, OSError, ValueError, IndexError):
         return False

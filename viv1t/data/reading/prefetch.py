@@ -33,8 +33,8 @@ _LINE = 64  # bytes of a cache line, where each variable begins
 class Prefetcher:
     """Reads as `PlainReader` does, with the same batches bit for bit, several times faster.
 
-    What the C++ side cannot read is read, or refused with a reason, the plain way; where movies are video files, and
-    where responses are not wanted, by threads, ahead as well. Values are checked to be finite in
+    What the C++ side cannot read is read, or refused with a reason, the plain way; where movies are video files or
+    trials computed, and where responses are not wanted, by threads, ahead as well. Values are checked to be finite in
     the frames that are read, not in the whole trial. Responses keep the order in which a recording holds them: those of
     a packed one, time outside of neurons, are handed out as a transposed view. A batch's memory is used again once none
     of its tensors is left, and, for a GPU, pinned.
@@ -91,7 +91,7 @@ class Prefetcher:
         waiting = 0
         try:
             for plan in plans:
-                if self._sessions[plan.mouse_id].has_videos or not plan.responses:
+                if self._sessions[plan.mouse_id].computed or not plan.responses:
                     ahead.append((plan, decoders.submit(self._read_plainly, plan)))
                 else:
                     ahead.append((plan, self._submit(engine, plan)))

@@ -19,6 +19,7 @@ import safetensors.numpy
 from viv1t.data.formats.sensorium.trial_video import write_trial
 from viv1t.data.inspect.info import sessions_in
 from viv1t.data.mice import open_recording
+from viv1t.data.rules import Rules
 from viv1t.data.session import COORDINATES_FILE, UNIT_IDS_FILE, VARIABLES, Session
 from viv1t.data.statistics import computed_statistics, provided_statistics, statistics_tensors
 from viv1t.data.store.packed import META_FILE, VERSION, StoreDocument, checksum, video_file
@@ -61,6 +62,7 @@ def pack(
     responses: str = "float32",
     *,
     video: bool = False,
+    rules: Rules | None = None,
     show_progress: bool = False,
 ) -> Iterator[Packed]:
     """Packs the sessions of a folder, mouse by mouse; what is packed already is left as it is.
@@ -71,6 +73,7 @@ def pack(
         mouse_ids: letters or session names; default all.
         responses: float32, or float16 for half the size.
         video: movies as lossless video, a file for each trial.
+        rules: how recordings become trials, where they leave a choice.
         show_progress: print how far it is.
 
     Raises:
@@ -87,7 +90,7 @@ def pack(
         if unknown := [mouse for mouse in chosen if mouse not in found]:
             raise ConfigError(f"--mouse_ids {', '.join(unknown)}: {source} holds {', '.join(found)}")
     for mouse in chosen:
-        yield _Packing(open_recording(found[mouse], mouse), out, responses, show_progress, video).run()
+        yield _Packing(open_recording(found[mouse], mouse, rules), out, responses, show_progress, video).run()
 
 
 @dataclass
@@ -171,7 +174,7 @@ class _Packing:
 
     def _fingerprint(self) -> str:
         """A digest of everything the store depends on."""
-        files = [self.session.file(v, trial) for v in VARIABLES for trial in self.trials]
+        files = self.session.files(self.trials)
         files += [self.session.path / name for name in (COORDINATES_FILE, UNIT_IDS_FILE)]
         known = []
         for file in files:
@@ -181,7 +184,8 @@ class _Packing:
             except OSError:
                 known.append((-1, -1))  # reading it will say what is wrong
         name, tiers = self.session.mouse.session, list(self.session.tiers.values())
-        text = json.dumps([VERSION, self.responses, name, tiers, known, *(["video"] if self.video else [])])
+        text = json.dumps([VERSION, self.responses, name, tiers, known, *(["video"] if self.video else []),
+                           *filter(None, [self.session.reading])])  # fmt: skip
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     # -- the trials ----------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class PackedSession(Session):
         return self._files[variable]
 
     @property
-    def has_videos(self) -> bool:
+    def computed(self) -> bool:
         """Whether movies are packed as video."""
         return self.document.has_videos
 

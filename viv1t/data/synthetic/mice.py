@@ -18,7 +18,6 @@ threads and the other mice made with it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import zlib
@@ -31,13 +30,15 @@ from typing import Any
 
 import numpy as np
 
+from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.statistics import Running
+from viv1t.data.synthetic.experanto import as_experiment
 from viv1t.data.synthetic.movies import Rng, behave, gaze, naturalistic_movie, parametric_movie
 from viv1t.data.synthetic.neurons import MEMORY, draw_population
+from viv1t.data.synthetic.saving import save_array, save_json
 from viv1t.data.synthetic.truth import EVALUATION_TIERS, load_population, noise_ceiling, write_tuning
 from viv1t.errors import ConfigError, DataError
 from viv1t.system.cores import usable_cores
-from viv1t.system.files import save_npy, writing
 from viv1t.types import MAX_FRAMES, NEW_MICE, OLD_MICE, SENSORIUM_SESSIONS, UNSCORED_FRAMES
 
 __all__ = [
@@ -120,6 +121,7 @@ def synthesize(
     size: Size | Callable[[str], Size],
     seed: int = 1234,
     reveal: bool = False,
+    format: str = "sensorium",
     existing: str = "refuse",
     workers: int | None = None,
     report: Report | None = None,
@@ -134,6 +136,7 @@ def synthesize(
         size: of every mouse, or a function of the session's name, such as `full_scale`.
         seed: at least 0.
         reveal: give the responses of the test tiers of every mouse; otherwise only of A-E, as published.
+        format: `sensorium`, or `experanto` for folders in that format, with the same trials.
         existing: what to do with a session that is there: `refuse`, `keep` it, `resume` (keep it when it was made with
             the same options) or `overwrite` it; synthetic sessions only.
         workers: threads; default one per core, at most 4. The result does not depend on it.
@@ -150,6 +153,8 @@ def synthesize(
         raise ConfigError(f"--seed must be at least 0, not {seed}")
     if existing not in ("refuse", "keep", "resume", "overwrite"):
         raise ConfigError(f"existing must be refuse, keep, resume or overwrite, not {existing!r}")
+    if format not in ("sensorium", "experanto"):
+        raise ConfigError(f"--format must be sensorium or experanto, not {format}")
     plans = {name: (size if isinstance(size, Size) else size(name)) for name in session_names(mice)}
     old = {SENSORIUM_SESSIONS[m] for m in OLD_MICE}
     jobs = []
@@ -159,6 +164,7 @@ def synthesize(
             "seed": seed,
             "hidden": not reveal and name not in old,
             **asdict(its_size),
+            **({"format": format} if format != "sensorium" else {}),
         }
         options["evaluation"] = dict(zip(EVALUATION_TIERS, map(list, its_size.evaluation), strict=True))
         if not _finished(out / name, options, existing):
@@ -285,19 +291,21 @@ class _Recording:
         for kind, running in statistics.items():
             for name, values in vars(running.over_trials()).items():
                 array = _padded(values, self.size.frames + PADDING)
-                _save(self.work / "meta" / "statistics" / kind / "all" / f"{name}.npy", array)
+                save_array(self.work / "meta" / "statistics" / kind / "all" / f"{name}.npy", array)
         if ceiling.frames:
-            _save(self.work / "truth" / "noise_ceiling.npy", ceiling.result().numpy().astype(np.float32))
+            save_array(self.work / "truth" / "noise_ceiling.npy", ceiling.result().numpy().astype(np.float32))
+        if self.options.get("format") == "experanto":
+            as_experiment(self.work, RawSession.open_folder(self.work, self.target.name), self.target.name)
         self._publish()
 
     def _write_meta(self) -> None:
         meta, truth = self.work / "meta", self.work / "truth"
-        _save(meta / "neurons" / "cell_motor_coordinates.npy", self.cells.coordinates)
-        _save(meta / "neurons" / "unit_ids.npy", np.arange(1, self.size.neurons + 1))
-        _save(meta / "trials" / "tiers.npy", np.array([p.tier for p in self.plans], dtype="<U16"))
-        _save(truth / "positions.npy", self.cells.positions)
+        save_array(meta / "neurons" / "cell_motor_coordinates.npy", self.cells.coordinates)
+        save_array(meta / "neurons" / "unit_ids.npy", np.arange(1, self.size.neurons + 1))
+        save_array(meta / "trials" / "tiers.npy", np.array([p.tier for p in self.plans], dtype="<U16"))
+        save_array(truth / "positions.npy", self.cells.positions)
         for f in fields(self.cells):
-            _save(truth / "neurons" / f"{f.name}.npy", getattr(self.cells, f.name))
+            save_array(truth / "neurons" / f"{f.name}.npy", getattr(self.cells, f.name))
         write_tuning(truth / "tuning.csv", self.cells)
         about = {
             "description": "A synthetic mouse: see viv1t.data.synthetic.mice.",
@@ -305,8 +313,8 @@ class _Recording:
             "options": self.options,
             "memory_frames": MEMORY,
         }
-        _save_json(truth / "truth.json", about)
-        _save_json(truth / "trials.json", [asdict(p) for p in self.plans])
+        save_json(truth / "truth.json", about)
+        save_json(truth / "trials.json", [asdict(p) for p in self.plans])
 
     def _write_trial(self, shown: _Shown) -> None:
         length = self.size.frames + PADDING
@@ -314,11 +322,11 @@ class _Recording:
         for kind, array in shown.arrays.items():
             padded = _padded(array, length)
             if kind == "responses" and self.options["hidden"] and shown.plan.tier in EVALUATION_TIERS[1:]:
-                _save(self.work / "truth" / "withheld" / file, padded)
+                save_array(self.work / "truth" / "withheld" / file, padded)
                 padded = np.zeros_like(padded)
-            _save(self.work / "data" / kind / file, padded)
+            save_array(self.work / "data" / kind / file, padded)
         if shown.rates is not None:
-            _save(self.work / "truth" / "rates" / file, shown.rates)
+            save_array(self.work / "truth" / "rates" / file, shown.rates)
 
     def _publish(self) -> None:
         """Gives the complete session its name."""
@@ -347,20 +355,3 @@ def _padded(array: np.ndarray, frames: int) -> np.ndarray:
     padded = np.full((*array.shape[:-1], frames), np.nan, dtype=array.dtype)
     padded[..., : array.shape[-1]] = array
     return padded
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    """Writes an array to disk for good; the session's folder has a temporary name until it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), path.open("wb") as file:
-        save_npy(file, array)
-        os.fsync(file.fileno())
-
-
-def _save_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viv1t.config.option_set import owners_of
-from viv1t.config.run import KeepingConfig
+from viv1t.config.run import KeepingConfig, ReadingConfig
 from viv1t.families.closed_loop.build import build_model
 from viv1t.families.closed_loop.data import open_recordings
 from viv1t.families.closed_loop.metrics import VideoScores
@@ -18,7 +18,7 @@ from viv1t.families.family import Family
 from viv1t.model.twin import ViV1T
 from viv1t.types import MAX_FRAMES
 
-_OURS = owners_of([KeepingConfig])  # which the published code does not know
+_OURS = owners_of([KeepingConfig, ReadingConfig])  # which the published code does not know
 
 
 def _to_args(model: ViV1T, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ CLOSED_LOOP = Family(
     from_published=from_published,
     to_published=to_published,
     to_args=_to_args,
-    same_data=("inputs", "outputs", "center_crop"),
+    same_data=("inputs", "outputs", "center_crop", *(f.name for f in dataclasses.fields(ReadingConfig))),
     reading=_reading,
     open_recordings=open_recordings,
     scorer=VideoScores,

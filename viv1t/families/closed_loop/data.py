@@ -24,6 +24,7 @@ from viv1t.data.metadata import read_metadata
 from viv1t.data.mice import discover, open_recording
 from viv1t.data.npy import read_npy
 from viv1t.data.recordings import Recordings
+from viv1t.data.rules import Rules
 from viv1t.data.session import Session
 from viv1t.data.statistics import Moments, MouseStatistics, computed_statistics, response_precision
 from viv1t.data.transform import EPSILON, Affine, Transform
@@ -149,7 +150,8 @@ def find_sessions(config: ClosedLoopDataConfig) -> dict[str, Session]:
             f"--data_dir {root}: missing mice {', '.join(missing)}; there are {', '.join(found) or 'none'}: choose "
             "with --mouse_ids"
         )
-    return {mouse: open_recording(found[mouse], mouse) for mouse in wanted}
+    rules = Rules.of(config)
+    return {mouse: open_recording(found[mouse], mouse, rules) for mouse in wanted}
 
 
 def open_recordings(

@@ -17,11 +17,12 @@ from viv1t.config.run import (
     NoCriticConfig,
     NoModulatorConfig,
     Options,
+    ReadingConfig,
     ShifterConfig,
     _Checked,
-    _decode,
     _encode,
     _number,
+    decode,
     option,
     with_default,
 )
@@ -37,7 +38,7 @@ ROCHEFORT_SESSIONS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopDataConfig(_Checked):
+class ClosedLoopDataConfig(ReadingConfig):
     """Which recordings are used and how they are transformed."""
 
     # What the readers of recordings ask of every family, and this one leaves no choice of.
@@ -379,7 +380,7 @@ class ClosedLoopConfig:
                 flag = f.metadata["flag"]
                 left.discard(flag)
                 if flag in options:
-                    values[f.name] = decode(f, options[flag])
+                    values[f.name] = _decode(f, options[flag])
                 elif flag in defaults:
                     values[f.name] = defaults[flag]
                 elif f.default is dataclasses.MISSING:
@@ -423,11 +424,11 @@ def _select(selector: str, options: Mapping[str, Any]) -> Any:
     return table[value]
 
 
-def decode(f: dataclasses.Field[Any], value: Any) -> Any:
+def _decode(f: dataclasses.Field[Any], value: Any) -> Any:
     """A field's value from its published form."""
     if f.metadata["flag"] in INTEGER_SWITCHES and value in (0, 1):
         return bool(value)
-    return _decode(f, value)
+    return decode(f, value)
 
 
 def encode(f: dataclasses.Field[Any], value: Any) -> Any:

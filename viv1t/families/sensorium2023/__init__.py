@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viv1t.config.effects import published_slips
-from viv1t.config.run import DataConfig, RunConfig, VivitConfig, check_same_core, option_set
+from viv1t.config.run import DataConfig, ReadingConfig, RunConfig, VivitConfig, check_same_core, option_set
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.families.family import Family
@@ -64,7 +64,10 @@ SENSORIUM2023 = Family(
     from_published=from_published,
     to_published=to_published,
     to_args=_to_args,
-    same_data=("statistics", "transform", "response_scale", "center_crop"),
+    same_data=(
+        "statistics", "transform", "response_scale", "center_crop",
+        *(f.name for f in dataclasses.fields(ReadingConfig)),
+    ),
     reading=_reading,
     open_recordings=Recordings.open,
     remarks=published_slips,

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from viv1t.data.formats.experanto.screen import Screen, Shown
-from viv1t.data.formats.experanto.sequence import Sequence
-from viv1t.data.npy import map_npy, read_npy
+from viv1t.data.formats.experanto.sequence import Samples, Sequence
+from viv1t.data.npy import read_header, read_npy
 from viv1t.data.values import inexact
 from viv1t.errors import DataError
 from viv1t.system.safe_yaml import read_yaml
 
 RESPONSES, EYE, TREADMILL = "responses", "eye_tracker", "treadmill"
+GIVEN = {EYE: "dilation and gaze are given as 0", TREADMILL: "speed is given as 0"}  # in place of what is missing
 MODALITIES = ("image", "video", "blank", "invalid")
 _MAX_JSON = 256 << 20  # bytes; a session of 25,000 trials has 10 MB
 _NAME = re.compile(r"^dynamic(.+?)-Video-")
@@ -98,9 +99,7 @@ def read_experiment(path: Path) -> Experiment:
                 f"{path / name / 'meta.yml'}: modality {modality or 'none'} is not read here (only sequence is); take "
                 "the folder away if the device is not needed"
             )
-    for name in (EYE, TREADMILL):
-        if name not in devices:
-            notices.append(f"{path}: no {name}")
+    notices += [f"{path}: no {name}: {given}" for name, given in GIVEN.items() if name not in devices]
     others = sorted(set(devices) - {RESPONSES, EYE, TREADMILL})
     if others:
         notices.append(f"{path}: devices that nothing here uses: {', '.join(others)}")
@@ -112,7 +111,7 @@ def read_experiment(path: Path) -> Experiment:
     coordinates = _coordinates(path / RESPONSES, properties, neurons, notices)
     return Experiment(
         path=path,
-        key=_key(path),
+        key=experiment_key(path),
         screen=screen,
         devices=devices,
         coordinates=coordinates,
@@ -161,7 +160,7 @@ def _flag(meta: Mapping[str, Any], name: str, path: Path, notices: list[str]) ->
 
 
 def _sequence(folder: Path, meta: Mapping[str, Any], notices: list[str]) -> Sequence:
-    """A device's samples, mapped from their file."""
+    """A device's samples, left in their file."""
     path = folder / "meta.yml"
     rate, start = _number(meta, "sampling_rate", path), _number(meta, "start_time", path)
     signals = int(_number(meta, "n_signals", path, whole=True))
@@ -170,13 +169,16 @@ def _sequence(folder: Path, meta: Mapping[str, Any], notices: list[str]) -> Sequ
     _flag(meta, "is_mem_mapped", path, notices)  # which file lies there says it better
     memory, array = folder / "data.mem", folder / "data.npy"
     if memory.is_file():
-        data = _mapped(memory, meta, path, signals)
+        data: Samples | np.ndarray = _without_header(memory, meta, path, signals)
     elif array.is_file():
         try:
-            data = map_npy(array)
+            header = read_header(array)
+            data = Samples(array, header.shape, header.dtype, header.offset)  # type: ignore[arg-type]
+            if header.fortran and len(header.shape) == 2:
+                data = read_npy(array)
         except (OSError, ValueError) as error:
             raise DataError(f"{array}: {error}") from error
-        if data.ndim != 2 or data.shape[1] != signals or data.dtype.kind not in "fiub":
+        if len(data.shape) != 2 or data.shape[1] != signals or data.dtype.kind not in "fiub":
             raise DataError(f"{array}: expected (samples, {signals}) numbers, found {data.dtype} {data.shape}")
         samples = meta.get("n_timestamps")
         if samples is not None and samples != len(data):
@@ -195,7 +197,7 @@ def _sequence(folder: Path, meta: Mapping[str, Any], notices: list[str]) -> Sequ
     return Sequence(data=data, rate=rate, start=start, shifts=shifts, end=end)
 
 
-def _mapped(file: Path, meta: Mapping[str, Any], path: Path, signals: int) -> np.ndarray:
+def _without_header(file: Path, meta: Mapping[str, Any], path: Path, signals: int) -> Samples:
     samples = int(_number(meta, "n_timestamps", path, whole=True))
     try:
         dtype = np.dtype(str(meta.get("dtype", "")))
@@ -209,10 +211,7 @@ def _mapped(file: Path, meta: Mapping[str, Any], path: Path, signals: int) -> np
             f"{file}: {found} bytes, where {path} promises {expected} ({samples} samples of {signals} {dtype}): it is "
             f"{'truncated' if found < expected else 'not what it describes'}; copy it anew"
         )
-    if not expected:
-        return np.empty((0, signals), dtype)
-    mapped: np.ndarray = np.memmap(file, dtype, "r", shape=(samples, signals))
-    return mapped
+    return Samples(file, (samples, signals), dtype)
 
 
 def _array(file: Path, *shapes: tuple[int, ...]) -> np.ndarray:
@@ -332,15 +331,34 @@ def _unit_ids(folder: Path, properties: Mapping[str, Any], neurons: int, notices
     return ids.astype(np.int64)
 
 
-def _key(path: Path) -> str:
+def experiment_key(path: Path) -> str:
+    """The mouse's name: `data_key` of meta.json, else its animal-session-scan, else that of the folder's name.
+
+    Raises:
+        DataError: meta.json is damaged, or the name is none for a folder.
+    """
     file = path / "meta.json"
-    if file.is_file():
-        meta = _json(file)
-        if isinstance(meta, dict):
-            if isinstance(meta.get("data_key"), str) and meta["data_key"]:
-                return str(meta["data_key"])
-            scan = meta.get("scan_key")
-            if isinstance(scan, dict) and all(k in scan for k in ("animal_id", "session", "scan_idx")):
-                return f"{scan['animal_id']}-{scan['session']}-{scan['scan_idx']}"
-    named = _NAME.match(path.name)
-    return named.group(1) if named else path.name
+    return key_of(_json(file) if file.is_file() else None, path.name, file)
+
+
+def key_of(meta: Any, name: str, file: Path) -> str:
+    """The same from the content of `file`, meta.json, and the folder's name."""
+    key = None
+    if isinstance(meta, dict):
+        scan = meta.get("scan_key")
+        if isinstance(meta.get("data_key"), str) and meta["data_key"]:
+            key = str(meta["data_key"])
+        elif isinstance(scan, dict) and all(k in scan for k in ("animal_id", "session", "scan_idx")):
+            key = f"{scan['animal_id']}-{scan['session']}-{scan['scan_idx']}"
+    if key is None:
+        named = _NAME.match(name)
+        return named.group(1) if named else name
+    if not re.fullmatch(r"[\w-][\w.-]{0,199}", key):
+        raise DataError(f"{file}: the recording's name must be letters, numbers, '-', '_' and '.', not {key[:80]!r}")
+    return key
+
+
+def numbers_of(name: str) -> str:
+    """Animal, session and scan as `29087-3-7`, where a recording's name or key holds them; else the name itself."""
+    named = _NAME.match(name)
+    return named.group(1) if named else name

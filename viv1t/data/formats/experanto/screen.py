@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from viv1t.data.formats.sensorium.trial_video import read_array
-from viv1t.data.npy import read_npy
+from viv1t.data.npy import read_header, read_npy
 from viv1t.errors import DataError
 
 GRACE = 1e-4  # seconds by which times are advanced, so that a frame is shown at its own time stamp
@@ -94,8 +94,7 @@ class Screen:
             DataError: a trial's file is missing, damaged or of another shape, its frames differ in size from the
                 others', or would have to be enlarged.
         """
-        starts = np.array([trial.first for trial in self.trials])
-        owner = np.searchsorted(starts, numbers, side="right") - 1
+        owner = np.searchsorted(self._starts, numbers, side="right") - 1
         pieces: list[np.ndarray | None] = [None] * len(numbers)
         blank: list[int] = []
         for trial_number in np.unique(owner).tolist():
@@ -118,30 +117,45 @@ class Screen:
             pieces[i] = np.full(shape, level, np.uint8 if level == int(level) else np.float32)
         return np.stack([piece for piece in pieces if piece is not None])
 
+    def file(self, key: str) -> Path:
+        """Where a trial's frames lie: `.npy`, or the encoded file in its place."""
+        stem = self.folder / "data" / key
+        path = stem.with_name(key + ".npy")
+        if path.is_file():
+            return path
+        return next((f for suffix in ENCODED if (f := stem.with_name(key + suffix)).is_file()), path)
+
+    def stored_type(self, trial: Shown) -> str:
+        """The type in which a trial's frames are stored, or what keeps it from being read."""
+        path = self.file(trial.key)
+        try:
+            return str(read_header(path).dtype) if path.suffix == ".npy" else f"encoded, {path.suffix}"
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """First frame of each trial."""
+        return np.array([trial.first for trial in self.trials])
+
     def _film(self, trial: Shown, size: tuple[int, int] | None) -> np.ndarray:
-        film = _load(self.folder, trial)
+        film = _load(self.file(trial.key), trial)
         if size is None or film.shape[1:] == size:
             return film
         return area_resized(film, size, f"{self.folder}, trial {trial.key}")
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path, trial: Shown) -> np.ndarray:
+def _load(path: Path, trial: Shown) -> np.ndarray:
     """A trial's grey frames, (T, H, W), as stored."""
-    stem = folder / "data" / trial.key
-    path = stem.with_name(trial.key + ".npy")
-    if path.is_file():
-        try:
-            film = read_npy(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from error
-    else:
-        found = [file for suffix in ENCODED if (file := stem.with_name(trial.key + suffix)).is_file()]
-        if not found:
-            raise DataError(f"{path}: missing, and no {', '.join(ENCODED)} in its place")
-        path = found[0]
-        film = _decoded(path, trial)
-    return _grey(film, trial, path)
+    if path.suffix != ".npy":
+        return _grey(_decoded(path, trial), trial, path)
+    try:
+        return _grey(read_npy(path), trial, path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing, and no {', '.join(ENCODED)} in its place") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _grey(film: np.ndarray, trial: Shown, path: Path) -> np.ndarray:

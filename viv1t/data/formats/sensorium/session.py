@@ -100,7 +100,7 @@ class RawSession(Session):
         return found
 
     @property
-    def has_videos(self) -> bool:
+    def computed(self) -> bool:
         """Whether movies are video files."""
         return bool(self._videos)
 
