@@ -1,8 +1,10 @@
-"""How every GPU kernel is launched."""
+"""How every GPU kernel is launched, or written down instead."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +15,29 @@ from .tiles import Tile
 _MOST_PROGRAMS = 65_535
 
 
+class Launch(NamedTuple):
+    """A launch that was written down: what the kernel would have been given."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    tile: Tile
+    arguments: tuple[Any, ...]
+
+
+_recording: list[Launch] | None = None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """While entered, launches are written down in the list that is given, and nothing runs."""
+    global _recording
+    before, _recording = _recording, []
+    try:
+        yield _recording
+    finally:
+        _recording = before
+
+
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any) -> None:
     """Runs a kernel on the device of its tensors, whichever device is the current one.
 
@@ -21,6 +46,9 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any) -> N
     """
     if any(programs > _MOST_PROGRAMS for programs in grid[1:]):
         raise ValueError(f"a grid has at most {_MOST_PROGRAMS} programs along its later axes, not {grid}")
+    if _recording is not None:
+        _recording.append(Launch(kernel, grid, tile, arguments))
+        return
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(tensor):
         kernel[grid](*arguments, num_warps=tile.warps, num_stages=tile.stages)

@@ -6,10 +6,6 @@ are summed over parts of the tokens and then over the parts, in a fixed order an
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -23,7 +19,6 @@ from ..common.dropout import drop_threshold, keep_scale
 from ..common.launch import launch
 from ..common.precision import input_precision
 from ..common.tiles import Tile, padded_depth
-from ..common.variant import Variant
 from .settings import BlockSettings, BlockWeights, Kept, norms_of
 from .triton_kernels import (
     ff_weight_kernel,
@@ -217,62 +212,3 @@ def backward(
     found |= {"fused": torch.cat((of_packed_in, of_ff_in)), "attention_out": of_attention_out, "ff_out": of_ff_out.t()}
     named = {name: w for name, w in weights._asdict().items() if w is not None}
     return [grad_x, *(found[name].to(w.dtype).contiguous() for name, w in named.items())]
-
-
-def variants() -> Iterator[Variant]:
-    """Specialisations: the published models', and others' in training."""
-    types = (torch.bfloat16, torch.float16, torch.float32)
-    # D, mlp, inner, norm, activation
-    shapes = [
-        (depth, mlp, 528, "layernorm", activation)
-        for depth, mlp in ((64, 100), (112, 136), (160, 256), (256, 512))
-        for activation in ("gelu", "swiglu")
-    ]
-    shapes += [(112, 224, 160, "layernorm", activation) for activation in ("relu", "silu", "elu", "tanh", "none")]
-    shapes += [(112, 224, 160, norm, "relu") for norm in ("rmsnorm", "dyt")]
-    for dtype, shape, drops in itertools.product(types, shapes, (False, True)):
-        for name in _KERNELS:
-            yield from _variants(name, dtype, shape, drops)
-
-
-_KERNELS = {
-    "project": project_kernel, "output": output_kernel, "rows": rows_kernel, "input": input_kernel,
-    "weight": weight_kernel, "ff_weight": ff_weight_kernel,
-}  # fmt: skip
-
-
-def _variants(name: str, dtype: torch.dtype, shape: tuple[int, int, int, str, str], drops: bool) -> Iterator[Variant]:
-    depth, mlp, inner, norm, activation = shape
-    kernel = _KERNELS[name]
-    names, tile = kernel.arg_names, tiles.parallel_block(name, depth, dtype, activation)
-    known = {"layernorm", "gelu"} | ({norm} if "NORM" in names else set())
-    known |= {activation} if "ACTIVATION" in names else set()
-    if not {norm, activation} <= known and mlp != 224:
-        return  # the same as another
-    if (norm != "layernorm" and "NORM" not in names) or (drops and "seed" not in names):
-        return
-    if mlp == 224 and activation != "relu" and "ACTIVATION" not in names:
-        return
-    for normalised in (True, False) if "NORMALISED" in names else (True,):
-        low = ("weight", "out", "ff_in", "ff_out", "attended", "attention_out", "grad_packed", "packed_in", "columns",
-               "rows", "of_attention", "of_ff")  # fmt: skip
-        values: dict[str, Any] = {
-            **dict.fromkeys(low, dtype), "x": torch.float32 if normalised else dtype,
-            **dict.fromkeys(("norm_weight", "y", "grad", "grad_x", "of_norm"), torch.float32),
-            "norm_bias": None if norm == "rmsnorm" else torch.float32,
-            "alpha": torch.float32 if norm == "dyt" else None,
-            **dict.fromkeys(("of_weight", "of_in", "of_out"), torch.float32),
-            **dict.fromkeys(("tokens", "length", "span", "ff_threshold", "path_threshold"), int),
-            **dict.fromkeys(("eps", "ff_scale", "path_scale"), float),
-            "seed": torch.int64 if drops else None, "D": depth, "DEPTH": padded_depth(depth), "WIDTH": 3 * inner,
-            "INNER": inner, "PACKED": 3 * inner, "MLP": mlp, "NORM": norm, "ACTIVATION": activation,
-            "NORMALISED": normalised, "DROPOUT": drops, "PATHS": drops, "BLOCK_M": tile.rows,
-            "BLOCK_N": tile.columns, "BLOCK_K": tile.columns, "BLOCK_C": tile.inner,
-            "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
-        }  # fmt: skip
-        kind = "tf32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        flags = {
-            norm: norm != "layernorm", activation: activation != "gelu", "drops": drops, "plain": not normalised
-        }  # fmt: skip
-        label = " ".join([f"parallel_block {name} {kind} {depth}", *(flag for flag, on in flags.items() if on)])
-        yield Variant(label, kernel, {n: values[n] for n in names}, tile.warps, tile.stages)

@@ -9,8 +9,7 @@ backward owns a block of the weight's values and walks over a part of the positi
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -20,7 +19,6 @@ from torch import Tensor
 from ..common import tiles
 from ..common.launch import launch
 from ..common.precision import input_precision
-from ..common.variant import Variant
 
 
 @triton.jit
@@ -160,27 +158,3 @@ def project_backward(grad: Tensor, rstd: Tensor, video: Tensor, size: Sequence[i
         tile.rows, tile.inner, tile.columns, input_precision(video.dtype),
     )  # fmt: skip
     return of_weight.sum(0).view(*size[1:], size[0], depth).permute(3, 2, 0, 1)
-
-
-def variants() -> Iterator[Variant]:
-    """Every specialisation of the sizes that models have, for the published frames and patches."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for depth in (32, 64, 112, 160):
-            for tile in sorted({tiles.patch_embed("project", depth, length, dtype) for length in (64, 116)}):
-                for same in (True, False):
-                    yield _variant("project", project_kernel, dtype, depth, tile, same)
-            yield _variant("weight", weight_kernel, dtype, depth, tiles.patch_embed("weight", depth, 116, dtype), False)
-
-
-def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, tile: tiles.Tile, same: bool) -> Variant:
-    values: dict[str, Any] = {
-        **dict.fromkeys(("video", "weight"), dtype),
-        **dict.fromkeys(("rstd", "offset", "out", "grad", "of_weight"), torch.float32),
-        **dict.fromkeys(("frames", "length", "time_stride", "sequences", "span"), int),
-        "same": torch.float32 if same else None, "SAME": same, "HEIGHT": 36, "WIDTH": 64, "ROWS": 15, "COLUMNS": 29,
-        "STRIDE": 2, "PT": 25, "PS": 7, "D": depth, "BLOCK_M": tile.rows, "BLOCK_K": tile.inner,
-        "BLOCK_D": tile.columns, "PRECISION": input_precision(dtype),
-    }  # fmt: skip
-    label = f"patch_embed {name} {str(dtype).removeprefix('torch.')} {depth} {tile.rows}x{tile.inner}"
-    arguments = {n: values[n] for n in kernel.arg_names}
-    return Variant(f"{label} state" if same else label, kernel, arguments, tile.warps, tile.stages)

@@ -10,7 +10,6 @@ times neurons by features. Every kernel draws the noise again.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from ..common.launch import launch
 from ..common.philox import philox
 from ..common.precision import HALF, input_precision
 from ..common.tiles import padded_depth
-from ..common.variant import Variant
 from .settings import Gradients, Places
 
 # Where z comes from.
@@ -317,29 +315,3 @@ def sample_backward(grad: Tensor, maps: Tensor, features: Tensor, places: Places
         of_sigma.to(places.sigma.dtype).contiguous().view(-1, 2, 2),
         of_shift.sum(1).to(features.dtype).contiguous().view(batch, length, 2),
     )
-
-
-def variants() -> Iterator[Variant]:
-    """Specialisations: all of the published model's, in training of other sizes."""
-    kernels = {"sample": sample_kernel, "neurons": neurons_kernel, "map": map_kernel}
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for depth, sources in ((112, (_NONE, _GIVEN, _DRAWN)), (64, (_DRAWN,)), (160, (_DRAWN,))):
-            for source in sources:
-                for name, kernel in kernels.items():
-                    yield _variant(name, kernel, dtype, depth, source.value, source is _DRAWN)
-
-
-def _variant(name: str, kernel: Any, dtype: torch.dtype, depth: int, source: int, shifted: bool) -> Variant:
-    tile = tiles.readout(name, depth, dtype)
-    values: dict[str, Any] = {
-        **dict.fromkeys(("maps", "of_maps"), dtype), "features": dtype if name == "map" else torch.float32,
-        **dict.fromkeys(("grad", "mu", "sigma", "out", "of_features", "of_places", "of_shift"), torch.float32),
-        **dict.fromkeys(("frames", "span", "neurons"), int), "HEIGHT": 15, "WIDTH": 29, "D": depth,
-        "shift": torch.float32 if shifted else None, "noise": torch.float32 if source == _GIVEN.value else None,
-        "seed": torch.int64 if source == _DRAWN.value else None, "SOURCE": source, "SHIFTED": shifted,
-        "BLOCK_N": tile.rows, "BLOCK_P": tile.columns,
-        "DEPTH": padded_depth(depth), "BLOCK_D": min(128, padded_depth(depth)), "PRECISION": input_precision(dtype),
-    }  # fmt: skip
-    label = f"readout {name} {str(dtype).removeprefix('torch.')} {depth} {('still', 'given', 'drawn')[source]}"
-    arguments = {n: values[n] for n in kernel.arg_names}
-    return Variant(label, kernel, arguments, tile.warps, tile.stages)

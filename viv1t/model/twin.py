@@ -96,6 +96,7 @@ class ViV1T(nn.Module):
     Attributes:
         neurons: N of every mouse.
         unit_ids: (N,) neuron numbers of every mouse, in the order of the responses; None where they are not known.
+        looked: whether a movie's values have been looked at, if it was transformed.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ViV1T(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.frame_size, self.autocast = config, (frame_size[0], frame_size[1]), autocast
-        self.frozen = self._warned = False
+        self.frozen = self._warned = self.looked = False
         self.neurons = {mouse: of.count for mouse, of in neurons.items()}
         self.unit_ids = {mouse: of.unit_ids for mouse, of in neurons.items()}
         self.core = core
@@ -187,7 +188,10 @@ class ViV1T(nn.Module):
             raise ConfigError(
                 f"video must be transformed as in training, floating point, not grey levels of {movie.dtype}: {advice}"
             )
-        if not (self.training or self._warned) and movie.amin() >= 0 and movie.amax() > _GREY:
+        if self.training or self._warned or (movie.is_cuda and self.looked):
+            return
+        self.looked = True  # at a GPU's movies once, for it would be waited for
+        if movie.amin() >= 0 and movie.amax() > _GREY:
             self._warned = True
             log.warning(
                 "video has values from %g to %g, like grey levels, but the model takes transformed movies: %s",
