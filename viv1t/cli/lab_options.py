@@ -34,6 +34,22 @@ def numbers(word: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers, as 1,2,4, not {word}") from error
 
 
+def groups(word: str) -> tuple[tuple[int, ...], ...]:
+    """Groups of neurons, as 0,12/80,3."""
+    if not re.fullmatch(r"\d+(,\d+)*(/\d+(,\d+)*)*", word):
+        raise argparse.ArgumentTypeError(f"expected groups of neurons, as 0,12/80,3, not {word}")
+    return tuple(tuple(int(n) for n in part.split(",")) for part in word.split("/"))
+
+
+def sigmas(word: str) -> tuple[float, ...]:
+    """Two sigmas, as 1.5:0.01."""
+    try:
+        first, last = (float(part) for part in word.split(":"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected two sigmas in pixels, as 1.5:0.01, not {word}") from error
+    return first, last
+
+
 # What argparse is told of each experiment's own options.
 OF_EXPERIMENTS: dict[str, dict[str, Any]] = {
     "step": {"type": int, "metavar": "N", "help": "pixels between dots (default 2)"},
@@ -52,6 +68,43 @@ OF_EXPERIMENTS: dict[str, dict[str, Any]] = {
         "mouse's median frequencies)",
     },
     "fields": {"action": "store_true", "help": "leave out neurons without a good receptive field"},
+    "mask": {
+        "metavar": "full|preferred|DEG",
+        "help": "where a film lies: the frame (default), or a circle at the field",
+    },
+    "surround": {"metavar": "exciting|inhibiting", "help": "the film lies around a centre that stays as it is"},
+    "centre": {"metavar": "KIND", "help": "of a surround: grating (default) or natural, the best, or optimised"},
+    "outer": {"type": float, "metavar": "DEG", "help": "a surround is grey beyond this size"},
+    "inhibit": {"action": "store_true", "help": "look for the least response"},
+    "population": {"action": "store_true", "help": "one film for all chosen neurons"},
+    "weights": {
+        "metavar": "KIND",
+        "help": "of a population: grating (shares of the response to the best one; default), correlation or equal",
+    },
+    "against": {"type": groups, "metavar": "N,N/N,N", "help": "groups that a population's film is to drive less"},
+    "over": {"metavar": "sum|max", "help": "of the response over the film (default sum)"},
+    "method": {"metavar": "KIND", "help": "cutoff (low frequencies; default), kl (near natural spectra) or pixel"},
+    "still": {"action": "store_true", "help": "one frame throughout: an image"},
+    "start": {"metavar": "noise|natural", "help": "what films start from (default noise)"},
+    "constraint": {"metavar": "KIND", "help": "rms (contrast as of natural clips; default), norm, range or none"},
+    "contrast": {"type": float, "metavar": "LEVELS", "help": "grey levels of rms or norm (default of natural clips)"},
+    "precondition": {"metavar": "KIND", "help": "of the gradient: none (default), blur:S in pixels or fft:A"},
+    "blur": {"type": sigmas, "metavar": "S:S", "help": "pixels are blurred after each step, as 1.5:0.01"},
+    "jitter": {"type": int, "metavar": "K", "help": "random shifts by up to K pixels and frames (default 0)"},
+    "tv": {"type": float, "metavar": "W", "help": "weight of the total variation a pixel (default 0)"},
+    "smooth_time": {"type": float, "metavar": "W", "help": "weight of squared differences of frames (default 0)"},
+    "dropout": {"action": "store_true", "help": "each step asks one model of the ensemble"},
+    "starts": {"type": int, "metavar": "N", "help": "films from different starts, whose spread is told (default 3)"},
+    "steps": {
+        "type": int,
+        "metavar": "N",
+        "help": "at most (default 1000); earlier where 100 gain less than 0.1 percent",
+    },
+    "lr": {"type": float, "metavar": "RATE", "help": "of AdamW (default 0.05)"},
+    "windows": {"metavar": "short|single", "help": "85 frames of grey, film, grey (default), or 300"},
+    "library": {"metavar": "PATH", "help": "films, or a folder of recordings (default those of the run)"},
+    "judge": {"nargs": "+", "metavar": "RUN", "help": "scores what was found: without it no ratio is told"},
+    "films": {"metavar": "npy|mkv|avi", "help": "how films are written (default npy)"},
     "published": {
         "action": "store_true",
         "help": "directions 90 and 270, 0.04 cycles a degree, 2 Hz, 12 repeats, random phases",

@@ -86,17 +86,17 @@ class Bench:
         self._place, self._folders, self._models = None if data is None else str(data), list[RunFolder](), list[Any]()
         self._sessions: dict[str, Session] | None = None
         self._mean, self._states_of, self._state = mean_statistics, states_of, state
-        given = {n: v for n, v in (("behavior", behavior), ("pupil_center", pupil_center)) if v is not None}
+        self._given = {n: v for n, v in (("behavior", behavior), ("pupil_center", pupil_center)) if v is not None}
         wanted = [mice] if isinstance(mice, str) else mice
         if isinstance(runs, Mapping):
             observers: dict[str, Observer] = {m: runs[m] for m in wanted or runs}
         else:
-            self._folders = [RunFolder(run) for run in _several(runs)]
+            self._folders = [RunFolder(run) for run in several(runs)]
             if not self._folders:
                 raise ConfigError("runs is empty: give a run folder, or several")
             self._models, known = load_models(self._folders, best_device(device), wanted)
             self._ids = known
-            observers = self._twins(self._folders, self._models, known, _several(statistics), given)
+            observers = self._twins(self._folders, self._models, known, several(statistics), self._given)
         self._ids = list(observers)
         self._neurons = {id: self._chosen(neurons, observer) for id, observer in observers.items()}
         deadline = None if budget is None else time.monotonic() + budget
@@ -241,6 +241,7 @@ class Bench:
         picture: Callable[[pd.DataFrame, Path], None] | None = None,
         notes: Notes | None = None,
         about: Mapping[str, Any] | None = None,
+        final: Callable[[pd.DataFrame], bool] = lambda _: True,
     ) -> pd.DataFrame:
         """The table of a mouse: read where its record is of the same digest, else made, written and drawn.
 
@@ -253,6 +254,7 @@ class Bench:
             picture: draws the table to a path.
             notes: what the record says of the table.
             about: what else the record says.
+            final: whether the table is what it would be without a budget; where it is not, it is made again.
         """
         neurons, path = self._neurons[observer.mouse.id], self._path(observer, name)
         record = self._record(name, options, observer, parts, neurons) | dict(about or {})
@@ -260,6 +262,8 @@ class Bench:
         if table is not None:
             return table
         table = table_of(observer.mouse, neurons, make())
+        if not final(table):
+            record["digest"] = ""
         said = {} if notes is None else notes(table)
         if said:
             self._say(f"{name}, mouse {observer.mouse.id}: {words(said)}")
@@ -339,7 +343,7 @@ def words(notes: Mapping[str, Any]) -> str:
                      for n, v in notes.items())  # fmt: skip
 
 
-def _several(given: Any) -> list[Any]:
+def several(given: Any) -> list[Any]:
     return [given] if isinstance(given, str | Path) else list(given)
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 GRID = ("directions", "frequencies", "hertz", "phases")
 AT_FIELDS = ("centre_grid", "own")
+MEI = (
+    "mask", "surround", "centre", "outer", "inhibit", "population", "weights", "against", "over", "method", "still",
+    "start", "constraint", "contrast", "precondition", "blur", "jitter", "tv", "smooth_time", "dropout", "starts",
+    "steps", "lr", "windows", "library", "judge", "films",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,5 +44,6 @@ EXPERIMENTS: dict[str, Kind] = {
         "gratings at each neuron's field, and what surrounds them", AT_FIELDS, at_fields=True, of_all=True
     ),
     "onset": Kind("how long after a pattern responses start; causal cores", AT_FIELDS, at_fields=True),
+    "mei": Kind("films that neurons answer most, or least, found by gradient", (*GRID, *MEI)),
     "reliability": Kind("how well recorded repeats agree and are predicted: neurons worth optimising", ("fields",)),
 }  # fmt: skip

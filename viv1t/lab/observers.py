@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,27 @@ class Observer(Protocol):
         """
 
 
+@runtime_checkable
+class Differentiable(Observer, Protocol):
+    """An observer through which gradients flow to films.
+
+    Attributes:
+        models: that are asked, an ensemble's members.
+        device: where they compute.
+        factor: (N,) or (1,), recorded units of one of the models' own.
+    """
+
+    models: Sequence[Any]
+    device: torch.device
+    factor: np.ndarray
+
+    def drive(self, films: Sequence[Tensor] | Tensor, member: int | None = None) -> Tensor:
+        """B films (T, H, W) of grey levels to (B, N, t), the models' own units, of the last t frames."""
+
+    def still(self) -> AbstractContextManager[None]:
+        """The weights ask for no gradient, so that only films do."""
+
+
 class Twin:
     """The models of one mouse, their mean prediction.
 
@@ -85,7 +106,8 @@ class Twin:
         self._long = SubjectModel(models, subject)
         self.longest = self._long.trained
         self.causal = all(bool(getattr(model.core, "causal", False)) for model in models)
-        self.models, self.subject, self.mouse = models, subject, subject.mouse
+        self.models: Sequence[Any] = models
+        self.subject, self.mouse = subject, subject.mouse
         self.frame_size = models[0].frame_size
         self.device = next(models[0].parameters()).device
         self.states = {
@@ -93,7 +115,7 @@ class Twin:
             for n in STATES
         }
         self._level = subject.film_scale()
-        self._factor, self._offset = recorded_units(subject.transform, subject.mouse.id)
+        self.factor, self._offset = recorded_units(subject.transform, subject.mouse.id)
 
     @cached_property
     def _movie(self) -> MovieTransform:
@@ -189,7 +211,7 @@ class Twin:
 
     def recorded(self, response: np.ndarray) -> np.ndarray:
         """Responses (..., N, t) in the models' own units, in recorded units."""
-        return np.asarray(response * self._factor[:, None] + self._offset[:, None], np.float32)
+        return np.asarray(response * self.factor[:, None] + self._offset[:, None], np.float32)
 
 
 class TrueNeurons:

@@ -267,7 +267,7 @@ class Theatre:
     def _device(self) -> torch.device:
         return getattr(self.observer, "device", torch.device("cpu"))
 
-    def _added(self, work: Callable[[], object]) -> int:
+    def added(self, work: Callable[[], object]) -> int:
         """Bytes that `work` adds at its highest, where the observer computes."""
         if self._device.type != "cuda":
             return peak_added_bytes(work)
@@ -282,7 +282,7 @@ class Theatre:
         if most == 1:
             return 1
         trial = grey(frames, self.observer.frame_size)[None]
-        one = self._added(lambda: self.observer.answer(trial))
+        one = self.added(lambda: self.observer.answer(trial))
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else available_bytes()
         return int(np.clip(free // (2 * max(one, 1)), 1, most))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,31 @@ def write_film(path: Path, film: np.ndarray) -> None:
             picture.pts, picture.time_base = index, Fraction(1, round(FRAME_RATE))
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+
+
+def as_shown_lossy(film: np.ndarray) -> np.ndarray | None:
+    """A film as an H.264 video file holds it, as films are often shown; None where that cannot be written here.
+
+    Args:
+        film: (T, H, W) uint8.
+    """
+    try:
+        av = _av()
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=round(FRAME_RATE))
+            stream.height, stream.width = film.shape[1:]
+            stream.pix_fmt = "yuv420p"
+            for frame in film:
+                stacked = np.repeat(np.ascontiguousarray(frame)[..., None], 3, axis=2)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(stacked, format="rgb24")))
+            container.mux(stream.encode())
+        file.seek(0)
+        with av.open(file) as container:
+            frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    except Exception:  # no PyAV, no encoder, or a size that it does not take
+        return None
+    return np.stack(frames) if len(frames) == len(film) else None
 
 
 def _av() -> Any:
