@@ -99,8 +99,8 @@ def _layout(x: Tensor) -> tuple[Any, ...]:
 
 
 @contextmanager
-def dry_run(gpu: Gpu) -> Iterator[DryRun]:
-    """While entered, tensors have no data, and kernels are chosen as for a GPU and written down."""
+def without_data(gpu: Gpu) -> Iterator[None]:
+    """While entered, tensors have no data, and kernels are chosen as for a GPU."""
     with (
         patch.object(dispatch, "gpu_of", lambda _: gpu),
         patch.object(dispatch, "has_triton", lambda: True),
@@ -108,7 +108,12 @@ def dry_run(gpu: Gpu) -> Iterator[DryRun]:
         patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         FakeTensorMode(),
-        recorded() as launches,
-        DryRun(launches) as run,
     ):
+        yield
+
+
+@contextmanager
+def dry_run(gpu: Gpu) -> Iterator[DryRun]:
+    """While entered, tensors have no data, and kernels are chosen as for a GPU and written down."""
+    with without_data(gpu), recorded() as launches, DryRun(launches) as run:
         yield run
