@@ -15,6 +15,7 @@ from viv1t.config.run import Options, RunConfig
 from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.families.sensorium2023 import SENSORIUM2023
 from viv1t.model.twin import ViV1T
+from viv1t.recipes.configuration import configuration
 from viv1t.recipes.train import run
 from viv1t.training import trainer as trainer_module
 from viv1t.training.step import Step
@@ -110,3 +111,31 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     """The rows of `metrics.csv` without what depends on the clock."""
     with open(folder / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# -- the family of 2025 ------------------------------------------------------------------------------------------------
+
+CAUSAL: Options = {
+    "core": "vivit", "core_spatial_patch_size": 12, "core_spatial_patch_stride": 12, "core_temporal_patch_size": 5,
+    "core_spatial_depth": 1, "core_temporal_depth": 1, "core_num_heads": 2, "core_emb_dim": 8, "core_head_dim": 4,
+    "core_ff_dim": 12, "core_reg_tokens": 2, "core_use_causal_attention": True,
+}  # fmt: skip
+FCNN: Options = {
+    "core": "fcnn", "core_num_layers": 2, "core_hidden_dim": 2, "core_spatial_input_kernel": 3,
+    "core_temporal_input_kernel": 5, "core_spatial_hidden_kernel": 3, "core_temporal_hidden_kernel": 3,
+}  # fmt: skip
+
+
+def options_2025(mice: Path, output_dir: Path, **changes: Any) -> Options:
+    """Options of a tiny run of the family of 2025, two epochs on mice F and G; None takes an option's default."""
+    given: Options = {
+        "data_dir": str(mice), "output_dir": str(output_dir), "mouse_ids": ["F", "G"], "epochs": 2,
+        "readout": "gaussian", "schedule_free": True, "adam_warmup_steps": 3, "num_workers": 1, "device": "cpu",
+        "verbose": 0,
+    }  # fmt: skip
+    core = FCNN if changes.get("core") == "fcnn" else CAUSAL
+    return {k: v for k, v in (given | core | changes).items() if v is not None}
+
+
+def train_2025(mice: Path, output_dir: Path, **changes: Any) -> tuple[Trainer, Validation]:
+    return run(configuration(options_2025(mice, output_dir, **changes)))

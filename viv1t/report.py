@@ -16,7 +16,7 @@ from viv1t.model.twin import ViV1T, module_key
 from viv1t.plot.attention import attention_film_strip
 from viv1t.plot.positions import readout_positions
 from viv1t.plot.responses import correlation_by_neuron, response_traces
-from viv1t.prediction.attention_rollout import attention_rollout
+from viv1t.prediction.attention_rollout import attention_rollout, can_roll_out
 from viv1t.scoring.correlation import CorrelationAccumulator
 from viv1t.training.validate import scored_trials
 
@@ -53,7 +53,7 @@ def draw_model(
 
     `responses_<mouse>`: recorded and predicted traces of one trial; `correlation`: over neurons and over the cortex;
     `readout_positions`: where neurons look on the frame (readout gaussian2d); `attention_<mouse>`: attention rollout
-    over one movie (core vivit).
+    over one movie (core vivit of 2023).
 
     Args:
         model: in evaluation mode.
@@ -94,7 +94,7 @@ def draw_model(
                 folder / f"readout_positions.{format}", frame_size=model.frame_size, dpi=dpi, format=format,
             )
         )  # fmt: skip
-    if isinstance(model.core, Vivit):
+    if isinstance(model.core, Vivit) and can_roll_out(model.core):
         mouse_id = next(iter(recordings.mice))
         with closing(recordings.trials(mouse_id, "validation")) as batches:
             batch = next(batches)

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from viv1t.cli.options import Parser, add_run_options, plain_word, read_config_file, run_main
-from viv1t.config.option_set import UNSAID, signs
 from viv1t.config.run import Options
-from viv1t.errors import ConfigError
 from viv1t.recipes.configuration import configuration, options_of
 from viv1t.recipes.train import run
 
@@ -55,15 +53,6 @@ def _work(argv: Sequence[str] | None) -> int:
     demo = given.pop("demo")
     del given["config"], given["family"]
     given = file | given | {"family": name}
-    if name != UNSAID:
-        from viv1t.families.known import FAMILIES
-
-        if not FAMILIES[name].trained_here:
-            sets = {key: family.options for key, family in FAMILIES.items()}
-            raise ConfigError(
-                f"{', '.join(signs(given, name, sets)[:5])}: options of the models of {name}, which are loaded, "
-                "evaluated, predicted and streamed here, but not trained yet"
-            )
     if demo:
         from viv1t.recipes.demo import run_demo
 

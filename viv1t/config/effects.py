@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from viv1t.config.run import (
     OPTIMIZER_DEFAULTS,
@@ -23,9 +24,13 @@ Parts = tuple[object, tuple[str, ...] | None, str]  # a component, some of its f
 
 def without_effect(config: RunConfig) -> list[str]:
     """A line for every option that differs from its default and changes nothing."""
+    return told(_idle(config), OPTIMIZER_DEFAULTS[config.core.name])
+
+
+def told(idle: Iterable[Parts], of_core: Mapping[str, Any]) -> list[str]:
+    """The same, from what is idle, and the defaults that the core changes."""
     lines: dict[str, str] = {}
-    of_core = OPTIMIZER_DEFAULTS[config.core.name]
-    for part, names, why in _idle(config):
+    for part, names, why in idle:
         for f in dataclasses.fields(part):  # type: ignore[arg-type]
             flag = f.metadata["flag"]
             default = of_core.get(flag, f.default)
@@ -34,7 +39,7 @@ def without_effect(config: RunConfig) -> list[str]:
     return list(lines.values())
 
 
-def check_effects(config: RunConfig) -> None:
+def check_effects(config: Any) -> None:
     """Raises a ConfigError for an option without effect that somebody counts on."""
     train = config.train
     if train.wandb_id is not None and train.wandb is None:

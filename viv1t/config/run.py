@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -44,6 +44,11 @@ def with_default(config: type, name: str, default: Any, **changes: Any) -> Any:
     """The field `name` of a component with another default, and what else of `option` is another."""
     known = next(f for f in dataclasses.fields(config) if f.name == name)
     return field(default=default, metadata={**known.metadata, **changes})
+
+
+def flag_of(part: Any, name: str) -> str:
+    """The option that sets the field `name` of a component."""
+    return str(next(f.metadata["flag"] for f in dataclasses.fields(part) if f.name == name))
 
 
 def _plain_type(annotation: Any) -> tuple[type, bool]:
@@ -389,20 +394,27 @@ def check_frozen(core: VivitConfig | FactorizedBaselineConfig) -> None:
 
 
 def check_same_core(
-    core: VivitConfig | FactorizedBaselineConfig, other: VivitConfig | FactorizedBaselineConfig, folder: str
+    core: Any, other: Any, folder: str, option: str = "--pretrain_core", ignored: Collection[str] = _OF_TRAINING
 ) -> None:
-    """Raises a ConfigError where the core of the run `other`, in `folder`, would compute something else as `core`."""
+    """Raises a ConfigError where the core of the run `other`, in `folder`, would compute something else as `core`.
+
+    Args:
+        core, other: the options of both cores.
+        folder: of the other run, as `option` named it.
+        option: named in errors.
+        ignored: fields that may differ.
+    """
     if core.name != other.name:
-        raise ConfigError(f"--pretrain_core {folder} has the core {other.name}: give --core {other.name}")
+        raise ConfigError(f"{option} {folder} has the core {other.name}: give --core {other.name}")
     if type(core) is not type(other):
-        raise ConfigError(f"--pretrain_core {folder} has a core {other.name} of another family of models")
+        raise ConfigError(f"{option} {folder} has a core {other.name} of another family of models")
     wanted = []
     core, other = (replace(c, grid=c.grid or "published") if isinstance(c, VivitConfig) else c for c in (core, other))
     for f in dataclasses.fields(core):
-        if f.name not in _OF_TRAINING and getattr(core, f.name) != getattr(other, f.name):
+        if f.name not in ignored and getattr(core, f.name) != getattr(other, f.name):
             wanted.append(f"--{f.metadata['flag']} {_encode(f, getattr(other, f.name))}")
     if wanted:
-        raise ConfigError(f"--pretrain_core {folder} has a core of other options: give {', '.join(wanted)}")
+        raise ConfigError(f"{option} {folder} has a core of other options: give {', '.join(wanted)}")
 
 
 @dataclass(frozen=True, kw_only=True)

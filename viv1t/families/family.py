@@ -14,6 +14,7 @@ from viv1t.model.critic import Critic
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.optim.optimization import Optimization
 from viv1t.scoring.criterion import TrainingLoss
+from viv1t.types import sample_frames
 
 
 class Scorer(Protocol):
@@ -44,6 +45,18 @@ def _nothing(*_: Any) -> None:
     pass
 
 
+def shapes_of(model: ViV1T, crop_frame: int) -> dict[str, Any]:
+    """The `input_shapes` and `output_shapes` of `args.yaml`."""
+    height, width = model.frame_size
+    frames = sample_frames(crop_frame)
+    return {
+        "input_shapes": {
+            "video": [1, frames, height, width], "behavior": [2, frames], "pupil_center": [2, frames],
+        },
+        "output_shapes": {mouse: [count, frames] for mouse, count in model.neurons.items()},
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Family:
     """One published family of models.
@@ -65,7 +78,6 @@ class Family:
         scorer: makes what takes a mouse's predictions and responses, and gives the family's own scores, which its run
             folders hold; None where those of every family are all it has.
         from_statistics: whether films are predicted from statistics alone, without the recordings.
-        trained_here: whether `viv1t-train` trains it.
         remarks: what is worth saying about a configuration when it is loaded.
         training: how a model is trained, from its configuration and the training trials of each mouse; it may freeze
             the core, and draws from PyTorch's generator only for the critic's weights.
@@ -73,6 +85,12 @@ class Family:
             run that starts, the frame size, and the configuration whose weights it starts from, or None.
         same_core: raises a ConfigError unless two cores, the run's and that of the run in a folder, compute the same.
         core_data: attributes of the data's configuration that change what a core sees.
+        without_effect: a line for every option that differs from its default and changes nothing.
+        facts: what a new run's `args.yaml` holds beside options.
+        take_optimizer: goes on from what `torch.load` read of an `optimizer.pt` of the family, named in errors; raises
+            a CheckpointError. None where the family has no such file.
+        to_optimizer: the content of an `optimizer.pt`, from a model, a checkpoint's entries, and the facts of its
+            optimization.
         build_model: a model from a configuration, its mice and the frame size.
         from_published: our state from a published one and the name of its file; raises a CheckpointError.
         to_published: the published state of a model.
@@ -94,10 +112,13 @@ class Family:
     open_recordings: Callable[..., Recordings]
     kind: type
     training: Callable[[ViV1T, Any, Mapping[str, int]], Training]
+    facts: Callable[[ViV1T, Recordings], dict[str, Any]]
     scorer: Callable[[], Scorer] | None = None
     from_statistics: bool = True
-    trained_here: bool = True
     remarks: Callable[[Any], list[str]] = lambda config: []
     check_start: Callable[[Any, tuple[int, int], Any], None] = _nothing
     same_core: Callable[[Any, Any, str], None] = _nothing
     core_data: tuple[str, ...] = ()
+    without_effect: Callable[[Any], list[str]] = lambda config: []
+    take_optimizer: Callable[[ViV1T, Optimization, Any, str], None] | None = None
+    to_optimizer: Callable[[ViV1T, Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]] | None = None

@@ -30,7 +30,12 @@ class Optimization:
         schedule: decides after each epoch.
         clipping: of gradients; default none.
         advice: which options to try where gradients are not finite.
+
+    Attributes:
+        kept_with_best: whether it is kept beside the best weights.
     """
+
+    kept_with_best = False
 
     STATE: ClassVar[tuple[str, ...]]  # what the rule remembers of each parameter
     optimizer: torch.optim.Optimizer

@@ -46,6 +46,12 @@ class Rollout:
     frames: np.ndarray
 
 
+def can_roll_out(core: Vivit) -> bool:
+    """Whether its attention is of a kind that is known here: without masks, registers and rotary positions."""
+    parts = (core.spatial, core.temporal)
+    return not any(part.registers is not None or part.rotary is not None or part.masked for part in parts)
+
+
 def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_center: Tensor, mouse_id: str) -> Rollout:
     """Attention rollout of one movie, in evaluation mode.
 
@@ -62,9 +68,8 @@ def attention_rollout(model: ViV1T, video: Tensor, behavior: Tensor, pupil_cente
     core = model.core
     if not isinstance(core, Vivit):
         raise ConfigError(f"attention rollout needs a model with the core vivit, not {model.config.core.name}")
-    for transformer in (core.spatial, core.temporal):
-        if transformer.registers is not None or transformer.rotary is not None or transformer.masked:
-            raise ConfigError("attention rollout does not know causal attention, registers or rotary positions yet")
+    if not can_roll_out(core):
+        raise ConfigError("attention rollout does not know causal attention, registers or rotary positions yet")
     video, behavior, pupil_center = (
         x if x.ndim == n else x[None] for x, n in ((video, 5), (behavior, 3), (pupil_center, 3))
     )

@@ -9,9 +9,7 @@ from viv1t.config.option_set import UNSAID, OptionSet
 from viv1t.config.run import RunConfig, option_set
 
 if TYPE_CHECKING:
-    from viv1t.families.closed_loop.options import ClosedLoopConfig
-
-    AnyConfig = RunConfig | ClosedLoopConfig
+    from viv1t.families.known import AnyConfig
 
 
 def options_of(options: Mapping[str, Any], wanted: str | None = None) -> tuple[str, OptionSet]:

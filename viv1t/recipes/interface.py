@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from viv1t.data.session import Session
+    from viv1t.families.known import AnyConfig
     from viv1t.prediction.files import TrialPrediction
-    from viv1t.recipes.configuration import AnyConfig
 
 Runs = str | Path | Sequence[str | Path]
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viv1t.config.run import RunConfig
+from viv1t.config.run import flag_of
 from viv1t.data.formats.sensorium.recorded import Recorded
 from viv1t.data.survey import LETTERS
 from viv1t.errors import CheckpointError, ConfigError, check_run_folders
 from viv1t.families.family import Family
-from viv1t.families.known import FAMILIES, family_of
+from viv1t.families.known import FAMILIES, AnyConfig, family_for, family_of
 from viv1t.system.files import replacing, write_text
 from viv1t.system.locks import Lock, LockedError, NoLocksError
 from viv1t.families.sensorium2023.names import check_entries
@@ -38,7 +38,7 @@ log = logging.getLogger("viv1t.train")
 _FREE = {
     "output_dir", "epochs", "num_workers", "device", "verbose", "save_plots", "dpi", "format", "wandb", "wandb_id",
     "clear_output_dir", "cache_data", "grad_checkpointing", "core_compile", "no_compile", "save_every",
-    "reader_timeout", "data", "mouse_ids", "micro_batch_size",
+    "reader_timeout", "data", "data_dir", "mouse_ids", "micro_batch_size", "compile",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ class RunFolder:
         """Whether there is a save to go on from."""
         return self.last.is_file() or self.previous.is_file()
 
-    def check_start(self, config: RunConfig) -> None:
+    def check_start(self, config: AnyConfig) -> None:
         """Whether a run can be started, continued or, with `clear_output_dir`, replaced here; changes nothing.
 
         Raises:
@@ -205,15 +205,15 @@ class RunFolder:
                 for empty in made:
                     empty.rmdir()
 
-    def write_args(self, config: RunConfig, shapes: Mapping[str, Any]) -> None:
-        """Writes `args.yaml`: every option by its published name, and the shapes of inputs and outputs."""
-        write_text(self.args, dump_yaml(config.to_options() | dict(shapes), sort_keys=True))
+    def write_args(self, config: AnyConfig, facts: Mapping[str, Any]) -> None:
+        """Writes `args.yaml`: every option by its published name, and facts, as the shapes of inputs and outputs."""
+        write_text(self.args, dump_yaml(config.to_options() | dict(facts), sort_keys=True))
 
-    def note_data(self, path: str) -> None:
-        """Writes down where the run's recordings lie now."""
-        args = self.read_args()
-        if args.get("data") != path:
-            write_text(self.args, dump_yaml(args | {"data": path}, sort_keys=True))
+    def note_data(self, data: Any) -> None:
+        """Writes down where the run's recordings lie now, from its data's configuration."""
+        args, flag = self.read_args(), flag_of(data, "path")
+        if args.get(flag) != data.path:
+            write_text(self.args, dump_yaml(args | {flag: data.path}, sort_keys=True))
 
     def read_args(self) -> dict[str, Any]:
         """The mapping in `args.yaml`.
@@ -248,9 +248,15 @@ class RunFolder:
         except ConfigError as error:
             raise CheckpointError(f"{self.args}: {error}") from error
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _check_same(self, config: AnyConfig) -> None:
+        family = family_for(config)
+        if self.family() is not family:
+            raise ConfigError(
+                f"{self.path} holds a run of the family of {self.family().name}, and these options are of that of "
+                f"{family.name}: choose another --output_dir, or pass --clear_output_dir to start anew"
+            )
         before, now = self.config().to_options(), config.to_options()
-        free = _FREE - {"epochs"} if config.optimizer.schedule == "cosine" else _FREE
+        free = _FREE - {"epochs"} if getattr(config.optimizer, "schedule", None) == "cosine" else _FREE
         differ = [k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)]
         mice = [frozenset(LETTERS.get(m, m) for m in options.get("mouse_ids") or ()) for options in (before, now)]
         if all(mice) and mice[0] != mice[1]:
@@ -379,18 +385,6 @@ def _of_model(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("model/"): v for k, v in entries.items() if k.startswith("model/")}
 
 
-def shapes_of(model: ViV1T, crop_frame: int) -> dict[str, Any]:
-    """The `input_shapes` and `output_shapes` of `args.yaml`."""
-    height, width = model.frame_size
-    frames = sample_frames(crop_frame)
-    return {
-        "input_shapes": {
-            "video": [1, frames, height, width], "behavior": [2, frames], "pupil_center": [2, frames],
-        },
-        "output_shapes": {mouse: [count, frames] for mouse, count in model.neurons.items()},
-    }  # fmt: skip
-
-
 def _shapes(args: Mapping[str, Any], where: Path) -> tuple[dict[str, Neurons], tuple[int, int]]:
     """Mice and frame size from `args.yaml`."""
     try:
@@ -428,6 +422,11 @@ def save_published(run: RunFolder, out: Path) -> Path:
         content = {"epoch": facts.get("epoch", 0), "value": facts.get("value", 0.0), "model": content}
     with replacing(weights) as temporary:
         torch.save(content, temporary)
+    if family.to_optimizer is not None and run.best.is_file():
+        entries, known = read_checkpoint(run.best)
+        if "optimization" in known:
+            with replacing(weights.with_name("optimizer.pt")) as temporary:
+                torch.save(family.to_optimizer(model, entries, known["optimization"]), temporary)
     if not family.wrapped:
         info = {"best_corr": float(facts.get("value", 0.0)), "epoch": int(facts.get("epoch", 0))}
         write_text(weights.with_name("info.yaml"), dump_yaml(info, sort_keys=True))

@@ -57,12 +57,7 @@ def read_published(path: Path, wrapped: bool = True) -> tuple[dict[str, Tensor],
     Raises:
         CheckpointError: the file is damaged, holds objects other than tensors and numbers, or has no model.
     """
-    try:
-        checked = _checked_copy(path)
-        with warnings.catch_warnings(action="ignore"), safe_globals(_SCALARS):  # warnings of pickles that it refuses
-            content = torch.load(checked, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        raise CheckpointError(f"{path}: not readable as a checkpoint of tensors ({_reason(error)})") from error
+    content = read_archive(path)
     model = content if not wrapped else content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in model.items()):
         expected = "with an entry 'model' of named tensors" if wrapped else "of named tensors"
@@ -73,6 +68,20 @@ def read_published(path: Path, wrapped: bool = True) -> tuple[dict[str, Tensor],
             raise CheckpointError(f"{path}: {name} holds {found}: save the model's state from the CPU, and in full")
     numbers = {key: value for key, value in content.items() if wrapped and isinstance(value, int | float)}
     return {name: value.detach() for name, value in model.items()}, numbers
+
+
+def read_archive(path: Path) -> Any:
+    """The tensors, numbers and text in one of PyTorch's archives, read without running anything in it.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other objects.
+    """
+    try:
+        checked = _checked_copy(path)
+        with warnings.catch_warnings(action="ignore"), safe_globals(_SCALARS):  # warnings of pickles that it refuses
+            return torch.load(checked, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise CheckpointError(f"{path}: not readable as a checkpoint of tensors ({_reason(error)})") from error
 
 
 def _checked_copy(path: Path) -> io.BytesIO:

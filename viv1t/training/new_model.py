@@ -24,7 +24,8 @@ def new_model(config: Any, recordings: Recordings) -> ViV1T:
     mice = {}
     for mouse_id, mouse in recordings.mice.items():
         starts_at_mean = getattr(config.readout, "starts_at_mean", False)
-        mean = torch.from_numpy(recordings.mean_response(mouse_id)) if starts_at_mean else None
+        most = getattr(config.readout, "mean_of", None)
+        mean = torch.from_numpy(recordings.mean_response(mouse_id, most)) if starts_at_mean else None
         coordinates = torch.from_numpy(mouse.coordinates).float()
         mice[mouse_id] = Neurons(mouse.neurons, coordinates, mean, mouse.unit_ids)
     torch.manual_seed(config.train.seed)

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from viv1t.errors import CheckpointError
+from viv1t.families.known import family_for
+from viv1t.model.twin import ViV1T
 from viv1t.runs.folder import RunFolder
 from viv1t.runs.score_file import earlier_scores, merged, weights_checksum, write_scores
 from viv1t.system.files import write_text
@@ -61,7 +61,7 @@ class Records:
         write_text(self._run.metrics, text.getvalue())
 
 
-def write_evaluation(run: RunFolder, validation: Validation, model: nn.Module) -> None:
+def write_evaluation(run: RunFolder, validation: Validation, model: ViV1T) -> None:
     """Writes the scores of a run's weights on the tier `validation` to `evaluation.yaml`, with what is there of them.
 
     Args:
@@ -69,7 +69,10 @@ def write_evaluation(run: RunFolder, validation: Validation, model: nn.Module) -
         validation: the scores.
         model: with the weights that were scored.
     """
-    scores = {mouse: float(r) for mouse, r in validation.correlation.items()} | {"average": validation.mean}
+    scores: dict[str, Any] = {mouse: float(r) for mouse, r in validation.correlation.items()}
+    scores["average"] = validation.mean
+    if family_for(model.config).scorer is not None:  # whose files have several scores under their names
+        scores = {"correlation": scores}
     checksum = weights_checksum([model])
     earlier = earlier_scores(run.evaluation, checksum, own=True)
     write_scores(run.evaluation, merged(earlier, {"validation": scores}), checksum)

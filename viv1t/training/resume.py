@@ -11,8 +11,10 @@ from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.families.known import family_for
 from viv1t.model.twin import ViV1T
+from viv1t.optim.optimization import Optimization
 from viv1t.runs.ensemble import check_neurons
-from viv1t.runs.folder import RunFolder, shapes_of
+from viv1t.runs.folder import RunFolder
+from viv1t.runs.published_file import read_archive
 from viv1t.system.files import write_text
 from viv1t.training.new_model import summary
 from viv1t.training.validate import check_length
@@ -20,7 +22,9 @@ from viv1t.training.validate import check_length
 log = logging.getLogger("viv1t.train")
 
 
-def start(config: Any, recordings: Recordings, run: RunFolder, model: ViV1T, *, writes: bool) -> None:
+def start(
+    config: Any, recordings: Recordings, run: RunFolder, model: ViV1T, optimization: Optimization, *, writes: bool
+) -> None:
     """Begins a run anew; `writes`, and only when everything else has worked, what makes the folder a run.
 
     Raises:
@@ -32,9 +36,14 @@ def start(config: Any, recordings: Recordings, run: RunFolder, model: ViV1T, *, 
     for mouse_id in recordings.served:
         for batch in recordings.trials(mouse_id, "validation"):
             check_length([model], batch)
+    family, core_of = family_for(config), config.pretrained_core
     if config.train.restore is not None:
         restore(model, recordings, config.train.restore)
-    family, core_of = family_for(config), config.pretrained_core
+        # Beside published weights, which best weights of ours are not.
+        place = (RunFolder(config.train.restore).path / family.weights).with_name("optimizer.pt")
+        if family.take_optimizer is not None and place.is_file():
+            family.take_optimizer(model, optimization, read_archive(place), str(place))
+            log.info("and from the optimizer of %s", place)
     origin = core_of or config.train.restore
     before = None if origin is None else RunFolder(origin).config()
     family.check_start(config, recordings.frame_size, before)
@@ -42,7 +51,7 @@ def start(config: Any, recordings: Recordings, run: RunFolder, model: ViV1T, *, 
         family.same_core(config.core, before.core, core_of)
         for name in family.core_data:
             if getattr(before.data, name) != getattr(config.data, name):
-                log.warning("--pretrain_core %s was trained with another %s of the data", core_of, name)
+                log.warning("the core of %s was trained with another %s of the data", core_of, name)
         restore(model, recordings, core_of, "core.")
     if not writes:
         return
@@ -52,7 +61,7 @@ def start(config: Any, recordings: Recordings, run: RunFolder, model: ViV1T, *, 
     run.discard_results()
     # Before what makes the folder a run: every run has it.
     write_recorded(run.recordings, recorded, recordings.frame_size, config.data)
-    run.write_args(config, shapes_of(model, config.data.crop_frame))
+    run.write_args(config, family.facts(model, recordings))
     write_text(run.path / "model.txt", summary(model))
 
 
@@ -63,6 +72,12 @@ def restore(model: ViV1T, recordings: Recordings, folder: str, prefix: str = "")
         CheckpointError: its checkpoint is damaged, or has other weights.
         ConfigError: it was trained on other neurons.
     """
+    of_other, own = RunFolder(folder).family(), family_for(model.config)
+    if of_other is not own:
+        raise CheckpointError(
+            f"{folder}: a run of the family of {of_other.name}, but this one is of that of {own.name}: start from one "
+            "of the same family"
+        )
     other = RunFolder(folder).load_model()
     if not prefix:  # readouts belong to neurons, a core to none
         for mouse in model.mouse_ids:
@@ -88,7 +103,7 @@ def check_same_recordings(run: RunFolder, recordings: Recordings, cursor: Cursor
     if set(mice) != set(now):
         raise ConfigError(
             f"{run.path} holds a run on the mice {', '.join(sorted(mice))}, not {', '.join(now)}: give the "
-            "same --data, --ds_mode and --mouse_ids to continue it, or choose another --output_dir"
+            "same recordings and --mouse_ids to continue it, or choose another --output_dir"
         )
     cursor.check(recordings.cursor(0, 0).order, recordings.batches_per_epoch)
     recorded = run.recorded()

@@ -149,7 +149,11 @@ class Saves:
         """Keeps the weights of an epoch, in the form in which they were scored."""
         self._ranks.collect(self._owned, self._optimization)
         if self._ranks.first:
-            write_checkpoint(self._run.best, module_entries(self._modules), {"epoch": epoch, "value": value})
+            entries, facts = module_entries(self._modules), {"epoch": epoch, "value": value}
+            if self._optimization.kept_with_best:
+                entries |= self._optimization.entries(self._modules)
+                facts |= {"optimization": self._optimization.facts()}
+            write_checkpoint(self._run.best, entries, facts)
 
     def load_best(self) -> None:
         """Takes them back."""

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from viv1t.config.run import RunConfig
 from viv1t.errors import ConfigError
+from viv1t.families.known import AnyConfig
 from viv1t.runs.folder import RunFolder
 from viv1t.system.files import advice, write_text
 
@@ -83,7 +83,7 @@ class WandB:
     Without a network or an account, `WANDB_MODE=offline` keeps everything in the run folder.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
+    def __init__(self, folder: RunFolder, config: AnyConfig) -> None:
         import wandb
 
         path = folder.path / "wandb_id"
@@ -106,14 +106,14 @@ class WandB:
         self._run.finish()
 
 
-def check_trackers(config: RunConfig) -> None:
+def check_trackers(config: AnyConfig) -> None:
     """Raises a ConfigError where a package that was asked for is missing."""
     if config.train.wandb is not None and find_spec("wandb") is None:
         raise ConfigError("--wandb needs the package wandb: install it with `pip install 'viv1t[wandb]'`")
 
 
 @contextmanager
-def trackers(config: RunConfig, folder: RunFolder, epoch: int) -> Iterator[list[Tracker]]:
+def trackers(config: AnyConfig, folder: RunFolder, epoch: int) -> Iterator[list[Tracker]]:
     """The trackers of a run that has finished `epoch` epochs; closed in the end.
 
     Raises:

@@ -160,7 +160,9 @@ class Trainer:
         anew, *_ = self.ranks.agree(anew and self.ranks.first)
         with self.ranks.in_turn():
             if anew:
-                start(self.config, self.recordings, self.run, self.model, writes=self.ranks.first)
+                start(
+                    self.config, self.recordings, self.run, self.model, self.optimization, writes=self.ranks.first
+                )  # fmt: skip
             else:
                 self._continue()
 
@@ -181,7 +183,7 @@ class Trainer:
         self.records.read(self.epoch)
         if self.ranks.first:
             self._saves.set_aside(save)
-            self.run.note_data(self.config.data.path)
+            self.run.note_data(self.config.data)
         log.info("continuing %s after %s", self.run.path, self._where())
 
     def _where(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from closed_loop_cases import Case, case_names, closed_loop_folder, required
 from torch import Tensor, nn
 
+from viv1t.families.closed_loop import CLOSED_LOOP
 from viv1t.families.closed_loop.names import published_names, to_published
 from viv1t.families.closed_loop.training import (
     build_clipping,
@@ -21,6 +22,8 @@ from viv1t.optim.clipping import GradientClipping
 from viv1t.optim.schedule_free import ScheduleFreeAdamW
 from viv1t.scoring.correlation import correlation
 from viv1t.scoring.criterion import share_criterion
+from viv1t.training.step import Step
+from viv1t.types import Batch
 
 
 class Trajectory(Case):
@@ -103,6 +106,52 @@ class Trajectory(Case):
         self.training()
 
 
+class TrainersTrajectory(Trajectory):
+    """The same steps, made as a run makes them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        training = CLOSED_LOOP.training(self.net, self.net.config, self.expected["ds_sizes"])
+        self.optimization = training.optimization
+        self.optimizer = self.optimization.optimizer  # type: ignore[assignment]
+        self.stepping = Step(self.net, training, micro_batch_size=self.expected["micro_batch_size"])
+        self.stepping.optimization.to_training()
+
+    def step(self, entries: list[dict[str, Any]]) -> None:
+        limit = self.optimization.clipping.max_norm
+        for entry in entries:
+            mouse, trials = entry["mouse"], entry["trials"]
+            variables = ("video", "response", "behavior", "pupil_center")
+            pool = {v: self.tensors[f"pool/{v}/{mouse}"][trials] for v in variables}
+            frames = torch.full((len(trials),), pool["video"].shape[2])
+            loss = self.stepping.accumulate(Batch(mouse, tuple(trials), frames=frames, **pool))
+            assert float(loss) == pytest.approx(entry["loss"], rel=1e-5), (entry["step"], mouse)
+        last = entries[-1]
+        assert limit == (float("inf") if last["max_norm"] is None else pytest.approx(last["max_norm"], rel=1e-5))
+        total, norm = self.stepping.update()
+        assert total == pytest.approx(sum(entry["loss"] for entry in entries), rel=1e-5)
+        assert norm is not None
+        assert float(norm) == pytest.approx(last["grad_norm"], rel=1e-5)
+        rates = {g["name"]: g.get("scheduled_lr", g["lr"]) for g in self.optimization.groups}
+        assert rates == pytest.approx(last["lr"])
+
+    def validate(self) -> None:
+        self.optimization.to_evaluation()
+        self.net.eval()
+        with torch.no_grad():
+            for entry in self.expected["switch"]["validation"]:
+                mouse, trial = entry["mouse"], entry["trial"]
+                pool = {v: self.tensors[f"pool/{v}/{mouse}"][[trial]] for v in ("video", "behavior", "pupil_center")}
+                frames = pool["video"].shape[2] - 50
+                prediction = self.net(pool["video"], mouse, pool["behavior"], pool["pupil_center"])[..., -frames:]
+                response = self.tensors[f"pool/response/{mouse}"][[trial]]
+                loss = self.stepping.objective.loss.of_trial(mouse, response, prediction)
+                assert loss.item() == pytest.approx(entry["loss"], rel=1e-5)
+        self.net.train()
+        self.net.readouts.eval()
+        self.optimization.to_training()
+
+
 def check_weights(case: Trajectory, form: str) -> None:
     compared = 0
     for name, value in to_published(case.net).items():
@@ -117,18 +166,19 @@ def check_weights(case: Trajectory, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", case_names("trajectory"))
-def test_ten_steps(name: str) -> None:
-    case = Trajectory(name)
+@pytest.mark.parametrize("kind", [Trajectory, TrainersTrajectory], ids=["parts", "trainer"])
+def test_ten_steps(kind: type[Trajectory], name: str) -> None:
+    case = kind(name)
     case.run()
     check_weights(case, "final_train")
     names = published_names(case.net)
     parameters = {names[k]: p for k, p in case.net.named_parameters()}
-    kinds = ("z", "exp_avg_sq") if isinstance(case.optimizer, ScheduleFreeAdamW) else ("exp_avg", "exp_avg_sq")
-    for kind in kinds:
-        keys = [k for k in case.tensors if k.startswith(f"final_{kind}/")]
+    remembered = ("z", "exp_avg_sq") if isinstance(case.optimizer, ScheduleFreeAdamW) else ("exp_avg", "exp_avg_sq")
+    for what in remembered:
+        keys = [k for k in case.tensors if k.startswith(f"final_{what}/")]
         assert len(keys) == len(parameters)
         for key in keys:
-            found, expected = case.optimizer.state[parameters[key.split("/", 1)[1]]][kind], case.tensors[key]
+            found, expected = case.optimizer.state[parameters[key.split("/", 1)[1]]][what], case.tensors[key]
             assert (found - expected).norm() <= 1e-4 * expected.norm() + 1e-12, key
     if isinstance(case.optimizer, ScheduleFreeAdamW):
         case.optimizer.eval()

@@ -208,6 +208,8 @@ class GaussianConfig(_Checked):
         codes={0: "none", 1: "zero", 2: "mean_response"},
     )  # fmt: skip
 
+    mean_of: ClassVar[int | None] = 16  # trials that the mean response is taken over, as published
+
     @property
     def starts_at_mean(self) -> bool:
         """Whether the bias of a new model is the mean response."""
@@ -278,6 +280,10 @@ class ClosedLoopTrainConfig(AnyTrainConfig):
     def compiles(self, device: str) -> bool:
         return self.compile
 
+    @property
+    def tf32(self) -> bool:
+        return self.device is None  # as published
+
 
 CORES: dict[str, type[ClosedLoopVivitConfig] | type[FcnnConfig]] = {
     "vivit": ClosedLoopVivitConfig, "fcnn": FcnnConfig,
@@ -297,7 +303,7 @@ DERIVED = (
 )  # fmt: skip
 INTEGER_SWITCHES = ("ds_scale", "grad_checkpointing", "core_flash_attention", "core_pad_frame")
 # The defaults of the optimizer depend on the core, as in the published code.
-_OPTIMIZER_DEFAULTS: dict[str, Options] = {
+OPTIMIZER_DEFAULTS: dict[str, Options] = {
     "vivit": {},
     "fcnn": {"lr": 0.005, "core_lr": None, "weight_decay": 0.0, "core_weight_decay": 0.0},
 }
@@ -370,7 +376,7 @@ class ClosedLoopConfig:
     def _built(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
         left = set(map(str, options)) - set(SELECTORS) - set(DERIVED)
         core, readout = (_select(selector, options) for selector in ("core", "readout"))
-        defaults = _OPTIMIZER_DEFAULTS[core.name]
+        defaults = OPTIMIZER_DEFAULTS[core.name]
         parts = []
         for component in (
             ClosedLoopDataConfig, core, readout, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig,
@@ -449,7 +455,7 @@ def option_set() -> OptionSet:
             ClosedLoopDataConfig, *CORES.values(), *READOUTS.values(), ShifterConfig, ClosedLoopOptimizerConfig,
             ClosedLoopTrainConfig,
         ]),
-        by_core=_OPTIMIZER_DEFAULTS,
+        by_core=OPTIMIZER_DEFAULTS,
         switches=INTEGER_SWITCHES,
         explained={"output_mode": "activation: 0 none, 1 elu+1, 2 exp, 3 softplus with a learned slope, 4 sigmoid"},
     )  # fmt: skip

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from viv1t.errors import ConfigError
+from viv1t.errors import CheckpointError
 from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.families.family import Training
 from viv1t.model.cores.vivit import Vivit
@@ -80,9 +80,13 @@ def build_optimization(model: ViV1T, config: ClosedLoopConfig) -> Optimization:
     """The optimizer with clipping and schedule: early stopping where it is schedule-free, else the plateau's."""
     optimizer, clipping = build_optimizer(model, config), build_clipping(config)
     advice = "lower --lr and --core_lr, or set --clip_grad"
+    found: Optimization
     if isinstance(optimizer, ScheduleFreeAdamW):
-        return ScheduleFreeOptimization(optimizer, EarlyStopping(), clipping, advice)
-    return AdamWOptimization(optimizer, Plateau(), clipping, advice)
+        found = ScheduleFreeOptimization(optimizer, EarlyStopping(), clipping, advice)
+    else:
+        found = AdamWOptimization(optimizer, Plateau(), clipping, advice)
+    found.kept_with_best = True  # published run folders have both
+    return found
 
 
 def training(model: ViV1T, config: ClosedLoopConfig, train_sizes: Mapping[str, int]) -> Training:
@@ -127,35 +131,64 @@ def published_order(model: ViV1T) -> list[nn.Parameter]:
     return ordered
 
 
+_COUNTERS = ("k", "lr_max", "weight_sum", "scheduled_lr", "train_mode")
+_WITHOUT = "without the file, its folder's weights alone are started from"
+
+
+def take_optimizer(model: ViV1T, optimization: Optimization, content: Any, where: str) -> None:
+    """As of `Family.take_optimizer`."""
+    load_published_optimizer(model, optimization.optimizer, content, where)  # type: ignore[arg-type]
+
+
+def to_optimizer(model: ViV1T, entries: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As of `Family.to_optimizer`."""
+    optimization = build_optimization(model, model.config)
+    optimization.load_facts(facts)
+    optimization.load_entries({"model": model}, entries)
+    return published_optimizer(model, optimization.optimizer)  # type: ignore[arg-type]
+
+
 def load_published_optimizer(
     model: ViV1T, optimizer: ScheduleFreeAdamW | torch.optim.AdamW, content: Any, where: str
 ) -> None:
     """Takes the state of a published `optimizer.pt`, which stands in the evaluation form.
 
     Raises:
-        ConfigError: it belongs to another optimizer or model.
+        CheckpointError: it is no such state, or belongs to another optimizer or model.
     """
-    own = published_order(model)
+    own, found = published_order(model), {}
     names = ("z", "exp_avg_sq") if isinstance(optimizer, ScheduleFreeAdamW) else ("step", "exp_avg", "exp_avg_sq")
     try:
         groups = {group["name"]: group for group in content["param_groups"]}
         state = {int(index): dict(entries) for index, entries in content["state"].items()}
         counts = [len(group["params"]) for group in content["param_groups"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{where}: not the state of an optimizer") from error
+        raise CheckpointError(f"{where}: not the state of an optimizer; {_WITHOUT}") from error
     if [group["name"] for group in optimizer.param_groups] != list(groups) or sum(counts) != len(own):
-        raise ConfigError(f"{where}: belongs to a model of other parts: {', '.join(groups)}, {sum(counts)} tensors")
+        raise CheckpointError(
+            f"{where}: belongs to a model of other parts: {', '.join(groups)}, {sum(counts)} tensors; {_WITHOUT}"
+        )
     for index, entries in state.items():
-        parameter = own[index] if index < len(own) else None
-        if parameter is None or set(entries) != set(names) or any(
-            entries[n].shape != parameter.shape for n in names if n != "step"
+        parameter = own[index] if 0 <= index < len(own) else None
+        fits = parameter is not None and set(entries) == set(names) and all(map(torch.is_tensor, entries.values()))
+        if parameter is None or not fits or any(
+            entries[n].shape != (() if n == "step" else parameter.shape) for n in names
         ):  # fmt: skip
-            raise ConfigError(f"{where}: entry {index} is not that of this optimizer ({', '.join(names)})")
-        optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in entries.items()}
-    for group in optimizer.param_groups:
-        for key in ("k", "lr_max", "weight_sum", "scheduled_lr", "train_mode"):
-            if key in group:
-                group[key] = groups[group["name"]][key]
+            raise CheckpointError(
+                f"{where}: entry {index} is not that of this optimizer ({', '.join(names)}); {_WITHOUT}"
+            )
+        found[parameter] = {
+            name: value.to(parameter.device if name != "step" or parameter.is_cuda else "cpu", copy=True)
+            for name, value in entries.items()
+        }
+    try:
+        counters = [{key: type(group[key])(groups[group["name"]][key]) for key in _COUNTERS if key in group}
+                    for group in optimizer.param_groups]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: a group lacks its counters ({error!r}); {_WITHOUT}") from error
+    optimizer.state.update(found)
+    for group, known in zip(optimizer.param_groups, counters, strict=True):
+        group.update(known)
 
 
 def published_optimizer(model: ViV1T, optimizer: ScheduleFreeAdamW | torch.optim.AdamW) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from viv1t.config.effects import published_slips
+from viv1t.config.effects import published_slips, without_effect
 from viv1t.config.run import DataConfig, ReadingConfig, RunConfig, VivitConfig, check_same_core, option_set
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
-from viv1t.families.family import Family
+from viv1t.families.family import Family, shapes_of
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.grid import check_grid, is_torn
 from viv1t.families.sensorium2023.names import from_published, to_published
@@ -75,4 +75,6 @@ SENSORIUM2023 = Family(
     check_start=_check_start,
     same_core=check_same_core,
     core_data=("transform", "center_crop"),
+    without_effect=without_effect,
+    facts=lambda model, recordings: shapes_of(model, model.config.data.crop_frame),
 )
