@@ -72,6 +72,12 @@ def test_data_and_model_meet_in_the_batch_alone(room: str) -> None:
         assert "data" not in rooms_imported(path), f"{path.relative_to(ROOT)} imports viv1t.data"
 
 
+@pytest.mark.parametrize("room", ["model", "scoring", "optim", "kernels"])
+def test_what_computes_takes_values_not_options(room: str) -> None:
+    for path in (p for p in sources() if room_of(p) == room):
+        assert "config" not in rooms_imported(path), f"{path.relative_to(ROOT)} imports viv1t.config"
+
+
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 

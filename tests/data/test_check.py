@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.data.inspect.check import SessionCheck, check_folder
+from viv1t.config.run import VivitConfig
+from viv1t.data.inspect.check import CORE_REACH, SessionCheck, check_folder
 from viv1t.data.inspect.info import format_table, session_info, sessions_in
 
 N, H, W, FRAMES, T = 4, 6, 8, 70, 76
@@ -377,3 +378,7 @@ def test_info_describes_damaged_and_packed_sessions(session: Path, tmp_path: Pat
     assert not (session.parent / "m2").exists()
     assert "unit_ids.npy" in found["m3"].note
     assert len(format_table(list(found.values())).splitlines()) == 1 + 3 + 1 + 2 + 3
+
+
+def test_the_reach_that_brief_trials_are_held_to_is_the_default_core_s() -> None:
+    assert VivitConfig().temporal_patch_size == CORE_REACH

@@ -16,7 +16,7 @@ def critic(**options: object) -> Critic:
     config = small_config(critic_mode=1, critic_hidden_dim=6, **options).critic
     assert isinstance(config, CriticConfig)
     torch.manual_seed(0)
-    return Critic(config, 8, 3)
+    return Critic(config.hidden_dim, config.dropout, 8, 3)
 
 
 def test_learns_to_tell_mice_apart() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from small_models import small_config
 from torch import Tensor, nn
 
-from viv1t.families.sensorium2023.build import build_shifter
-from viv1t.model.modulator import GruModulator, MlpModulator, MlpV2Modulator, MlpV3Modulator, build_modulator, history
+from viv1t.families.sensorium2023.build import build_modulator, build_shifter
+from viv1t.model.modulator import GruModulator, MlpModulator, MlpV2Modulator, MlpV3Modulator, history
 
 BATCH, NEURONS, FRAMES = 2, 3, 9
 

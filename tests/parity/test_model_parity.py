@@ -277,7 +277,8 @@ def test_training_mode(name: str) -> None:
 def test_critic(name: str) -> None:
     case = load_case(name)
     assert isinstance(case.config.critic, CriticConfig)
-    critic = Critic(case.config.critic, case.meta["core_output_shape_full"][1], len(case.mice)).eval()
+    options = case.config.critic
+    critic = Critic(options.hidden_dim, options.dropout, case.meta["core_output_shape_full"][1], len(case.mice)).eval()
     state = {k.removeprefix("critic_state/"): v for k, v in case.tensors.items() if k.startswith("critic_state/")}
     critic.load_state_dict(state)
     for mouse in case.mice:

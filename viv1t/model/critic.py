@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config.run import CriticConfig
 from viv1t.errors import ConfigError
 
 
@@ -21,21 +20,21 @@ class Critic(nn.Module):
     """Two convolutions, then a classifier over mice.
 
     Args:
-        config: its options.
+        hidden: channels.
+        dropout: rate, of whole channels and of the classifier's hidden units.
         depth: D of the core's maps.
         mice: number of mice.
     """
 
-    def __init__(self, config: CriticConfig, depth: int, mice: int) -> None:
+    def __init__(self, hidden: int, dropout: float, depth: int, mice: int) -> None:
         super().__init__()
-        hidden = config.hidden_dim
         self.conv1 = nn.Conv3d(depth, hidden, 3)
         self.batch_norm1 = nn.BatchNorm3d(hidden)
         self.conv2 = nn.Conv3d(hidden, hidden, 3)
         self.batch_norm2 = nn.BatchNorm3d(hidden)
         self.linear1 = nn.Linear(hidden, mice)
         self.linear2 = nn.Linear(mice, mice)
-        self.rate = config.dropout
+        self.rate = dropout
 
     def forward(self, maps: Tensor) -> Tensor:
         """maps (B, D, t, h, w) -> logits (B, mice); t, h and w are at least 10."""

@@ -9,13 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config.run import (
-    GruModulatorConfig,
-    MlpModulatorConfig,
-    MlpV2ModulatorConfig,
-    MlpV3ModulatorConfig,
-    ModulatorConfig,
-)
 from viv1t.kernels.recurrent import gru
 
 
@@ -25,21 +18,28 @@ def history(x: Tensor, size: int) -> Tensor:
 
 
 class MlpModulator(nn.Module):
-    """A gain from the values before the current frame, then an offset from the state."""
+    """A gain from the values before the current frame, then an offset from the state.
 
-    def __init__(self, config: MlpModulatorConfig, neurons: int) -> None:
+    Args:
+        neurons: N.
+        history: frames of r that the gain sees; 0 for no gain.
+        state: how many of the four state variables the offset sees; 0 for no offset.
+        history_dropout, state_dropout: rates of dropout in the gain's, and in the offset's, hidden units.
+    """
+
+    def __init__(
+        self, neurons: int, history: int, state: int, history_dropout: float = 0.0, state_dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        size = config.history_size
-        self.size = size
-        self.state_first = {"none": 0, "behavior": 2, "state": 4}[config.behaviors]
+        self.size, self.state_first = history, state
         self.history_encoder = self.behavior_encoder = None
-        if config.include_history:
+        if history:
             self.history_encoder = nn.Sequential(
-                nn.Linear(size, size), nn.GELU(), nn.Dropout(config.history_dropout), nn.Linear(size, 1)
+                nn.Linear(history, history), nn.GELU(), nn.Dropout(history_dropout), nn.Linear(history, 1)
             )
-        if width := self.state_first:
+        if state:
             self.behavior_encoder = nn.Sequential(
-                nn.Linear(width, width), nn.GELU(), nn.Dropout(config.behaviors_dropout), nn.Linear(width, neurons)
+                nn.Linear(state, state), nn.GELU(), nn.Dropout(state_dropout), nn.Linear(state, neurons)
             )
 
     def forward(self, r: Tensor, state: Tensor) -> Tensor:
@@ -53,13 +53,19 @@ class MlpModulator(nn.Module):
 
 
 class GruModulator(nn.Module):
-    """An offset from a recurrent unit that sees r and the state, from a zero state; no Python loop over frames."""
+    """An offset from a recurrent unit that sees r and the state, from a zero state; no Python loop over frames.
 
-    def __init__(self, config: GruModulatorConfig, neurons: int) -> None:
+    Args:
+        neurons: N.
+        hidden_dim: units of the recurrence.
+        dropout: rate, of the state's encoding.
+    """
+
+    def __init__(self, neurons: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.state_encoder = nn.Sequential(nn.Linear(4, neurons), nn.Tanh(), nn.Dropout(config.dropout))
-        self.gru = nn.GRU(neurons, config.hidden_dim, batch_first=True)
-        self.decoder = nn.Linear(config.hidden_dim, neurons)
+        self.state_encoder = nn.Sequential(nn.Linear(4, neurons), nn.Tanh(), nn.Dropout(dropout))
+        self.gru = nn.GRU(neurons, hidden_dim, batch_first=True)
+        self.decoder = nn.Linear(hidden_dim, neurons)
 
     def forward(self, r: Tensor, state: Tensor) -> Tensor:
         x = r.transpose(1, 2) + self.state_encoder(state.transpose(1, 2))
@@ -67,14 +73,19 @@ class GruModulator(nn.Module):
 
 
 class MlpV2Modulator(nn.Module):
-    """An offset from the recent values, the current one included, of r and of the four state variables."""
+    """An offset from the recent values, the current one included, of r and of the four state variables.
 
-    def __init__(self, config: MlpV2ModulatorConfig) -> None:
+    Args:
+        history: frames before the current one.
+        dropout: rate, of the hidden units.
+    """
+
+    def __init__(self, history: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.size = config.history_size + 1
+        self.size = history + 1
         inputs = 5 * self.size
         self.encoder_in = nn.Linear(inputs, inputs // 2)
-        self.dropout = nn.Dropout(config.history_dropout)
+        self.dropout = nn.Dropout(dropout)
         self.encoder_out = nn.Linear(inputs // 2, 1)
 
     def forward(self, r: Tensor, state: Tensor) -> Tensor:
@@ -87,28 +98,20 @@ class MlpV2Modulator(nn.Module):
 
 
 class MlpV3Modulator(nn.Module):
-    """An offset from the state of the same frame."""
+    """An offset from the state of the same frame.
 
-    def __init__(self, config: MlpV3ModulatorConfig, neurons: int) -> None:
+    Args:
+        neurons: N.
+        activation: of the offset: identity, sigmoid or tanh.
+        dropout: rate, of the offset.
+    """
+
+    def __init__(self, neurons: int, activation: str, dropout: float = 0.0) -> None:
         super().__init__()
         activations = {"identity": nn.Identity(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh()}
         self.linear = nn.Linear(4, neurons, bias=False)
-        self.activation = activations[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.activation = activations[activation]
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, r: Tensor, state: Tensor) -> Tensor:
         return r + self.dropout(self.activation(self.linear(state.transpose(1, 2)))).transpose(1, 2)
-
-
-def build_modulator(config: ModulatorConfig, neurons: int) -> nn.Module | None:
-    """The modulator of one mouse, None for none."""
-    match config:
-        case MlpModulatorConfig():
-            return MlpModulator(config, neurons)
-        case GruModulatorConfig():
-            return GruModulator(config, neurons)
-        case MlpV2ModulatorConfig():
-            return MlpV2Modulator(config)
-        case MlpV3ModulatorConfig():
-            return MlpV3Modulator(config, neurons)
-    return None

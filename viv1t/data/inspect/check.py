@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from viv1t.config.run import VivitConfig
 from viv1t.data.formats.experanto.folder import is_experiment
 from viv1t.data.formats.sensorium.archive import TIERS_FILE
 from viv1t.data.formats.sensorium.trial_video import TRIAL_SUFFIXES, array_header, read_array
@@ -56,7 +55,7 @@ from viv1t.system.progress import Progress
 from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES, used_frames
 
 _FILE = "restore the file, or set the trial's tier to 'none'"
-_CORE = VivitConfig()  # what training uses where no option says otherwise
+CORE_REACH = 25  # frames of a patch, where no option of training says otherwise
 _TURN = "move time to the last axis"
 
 
@@ -395,8 +394,8 @@ class SessionCheck:
             self._find(LONG, *long, frames=most)
         for trial, frames in used.items():
             if session.tiers[trial] == "train":
-                if frames < _CORE.temporal_patch_size:
-                    self._find(BRIEF, trial, frames=frames, least=_CORE.temporal_patch_size)
+                if frames < CORE_REACH:
+                    self._find(BRIEF, trial, frames=frames, least=CORE_REACH)
                 continue
             if frames <= UNSCORED_FRAMES:
                 self._find(SHORT, trial, frames=frames)

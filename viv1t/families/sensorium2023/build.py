@@ -10,6 +10,11 @@ from viv1t.config.run import (
     FactorizedBaselineConfig,
     FactorizedReadoutConfig,
     Gaussian2dConfig,
+    GruModulatorConfig,
+    MlpModulatorConfig,
+    MlpV2ModulatorConfig,
+    MlpV3ModulatorConfig,
+    ModulatorConfig,
     ReadoutConfig,
     RunConfig,
     ShifterConfig,
@@ -23,7 +28,7 @@ from viv1t.model.layers.positions import PositionGenerator
 from viv1t.model.layers.state import StateEncoder
 from viv1t.model.layers.tokenizer import Tokenizer
 from viv1t.model.layers.transformer import Transformer
-from viv1t.model.modulator import build_modulator
+from viv1t.model.modulator import GruModulator, MlpModulator, MlpV2Modulator, MlpV3Modulator
 from viv1t.model.output import build_output
 from viv1t.model.readout import FactorizedReadout, Gaussian2dReadout, RandomReadout
 from viv1t.model.shifter import Shifter
@@ -138,6 +143,22 @@ def build_readout(config: ReadoutConfig, shape: tuple[int, int, int], neurons: N
     if isinstance(config, FactorizedReadoutConfig):
         return FactorizedReadout(shape, neurons.count, config.dropout)
     return RandomReadout(neurons.count)
+
+
+def build_modulator(config: ModulatorConfig, neurons: int) -> nn.Module | None:
+    """The modulator of one mouse, None for none."""
+    match config:
+        case MlpModulatorConfig():
+            state = {"none": 0, "behavior": 2, "state": 4}[config.behaviors]
+            history = config.history_size if config.include_history else 0
+            return MlpModulator(neurons, history, state, config.history_dropout, config.behaviors_dropout)
+        case GruModulatorConfig():
+            return GruModulator(neurons, config.hidden_dim, config.dropout)
+        case MlpV2ModulatorConfig():
+            return MlpV2Modulator(config.history_size, config.history_dropout)
+        case MlpV3ModulatorConfig():
+            return MlpV3Modulator(neurons, config.activation, config.dropout)
+    return None
 
 
 def build_model(config: RunConfig, mice: Mapping[str, Neurons], frame_size: tuple[int, int]) -> ViV1T:

@@ -74,7 +74,8 @@ def build_critic(model: ViV1T, config: RunConfig) -> Critic | None:
     depth, *grid = model.core.output_shape
     crop = config.data.crop_frame
     check_size(model.core.output_frames(crop if crop > 0 else MAX_FRAMES), *grid)
-    return Critic(config.critic, depth, len(model.neurons)).to(next(model.parameters()).device)
+    critic = Critic(config.critic.hidden_dim, config.critic.dropout, depth, len(model.neurons))
+    return critic.to(next(model.parameters()).device)
 
 
 def training(model: ViV1T, config: RunConfig, train_sizes: Mapping[str, int]) -> Training:
