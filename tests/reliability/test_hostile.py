@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tiny_runs import as_arguments, options
 
 from viv1t.cli import evaluate, train
-from viv1t.data.formats.sensorium import archive
+from viv1t.data.formats import archive
 from viv1t.data.mice import open_recording
 from viv1t.runs.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from viv1t.runs.folder import RunFolder, save_published

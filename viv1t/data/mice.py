@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viv1t.config.run import DataConfig
+from viv1t.data.formats.archive import archive_of, extract_session
 from viv1t.data.formats.experanto.folder import is_experiment
 from viv1t.data.formats.experanto.session import ExperantoSession
-from viv1t.data.formats.sensorium.archive import extract_session
 from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.rules import Rules
 from viv1t.data.session import Session
@@ -22,7 +22,7 @@ logger = logging.getLogger("viv1t")
 
 
 def open_recording(path: Path, mouse_id: str | None = None, rules: Rules | None = None) -> Session:
-    """Opens a session's folder, as recorded or packed; where there is only `<path>.zip`, unpacks it first.
+    """Opens a session's folder, as recorded or packed; where there is only `<path>.zip` or `.tar`, unpacks it first.
 
     Args:
         path: folder, or its archive.
@@ -34,11 +34,11 @@ def open_recording(path: Path, mouse_id: str | None = None, rules: Rules | None 
         DataError: what describes the session is missing, damaged or inconsistent.
     """
     path = Path(path)
-    archive = path if path.suffix == ".zip" and path.is_file() else path.parent / f"{path.name}.zip"
-    if not path.is_dir() and archive.is_file():
+    if not path.is_dir() and (archive := archive_of(path)) is not None:
+        mouse_id = mouse_id or identity(archive.with_suffix(""))[0]
         path = extract_session(archive)
     if not path.is_dir():
-        raise DataError(f"{path}: no such recording: expected this folder, or {archive.name} beside it")
+        raise DataError(f"{path}: no such recording: expected this folder, or {path.name}.zip or .tar beside it")
     known, session = identity(path)
     mouse, rules = mouse_id or known, rules or Rules()
     if (path / STORE_FILE).is_file():

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viv1t.data.formats.archive import ARCHIVES, READ, TIERS_FILE, Problem, archive_of, archive_problem, archived_key
 from viv1t.data.formats.experanto.folder import experiment_key, is_experiment, numbers_of
-from viv1t.data.formats.sensorium.archive import ARCHIVES, TIERS_FILE, Problem, archive_problem
 from viv1t.data.inspect.finding import Finding
 from viv1t.errors import DataError, missing_folder
 from viv1t.system.files import shown
@@ -39,7 +39,7 @@ def session_name(path: Path) -> str:
 
 
 def identity(path: Path) -> tuple[str, str]:
-    """Name of the mouse, and of the recording, that a folder holds.
+    """Name of the mouse, and of the recording, that a folder holds, or the archive that it would be unpacked from.
 
     An experanto folder is known by its animal, session and scan: by the letter where it is a published mouse's, whose
     Sensorium folder is another form of the same recording.
@@ -47,9 +47,12 @@ def identity(path: Path) -> tuple[str, str]:
     Raises:
         DataError: its meta.json is damaged.
     """
-    name = session_name(path)
-    if name not in LETTERS and not (path / STORE_FILE).is_file() and is_experiment(path):
+    name, key = session_name(path), None
+    if name not in LETTERS and not path.is_dir() and (archive := archive_of(path)) is not None:
+        key = archived_key(archive)
+    elif name not in LETTERS and not (path / STORE_FILE).is_file() and is_experiment(path):
         key = experiment_key(path)
+    if key is not None:
         letter = _NUMBERS.get(numbers_of(key))
         return (key, key) if letter is None else (letter, SENSORIUM_SESSIONS[letter])
     return LETTERS.get(name, name), name
@@ -62,6 +65,7 @@ def survey(folder: Path) -> Survey:
         DataError: two entries are the same mouse.
     """
     paths: dict[str, Path] = {}
+    entries: dict[str, str] = {}
     left_out = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
@@ -76,10 +80,10 @@ def survey(folder: Path) -> Survey:
             else:
                 if mouse in paths:
                     raise DataError(
-                        f"{folder}: {paths[mouse].name} and {path.name} are both mouse {mouse}; rename one of them, or "
+                        f"{folder}: {entries[mouse]} and {entry.name} are both mouse {mouse}; rename one of them, or "
                         "move it elsewhere"
                     )
-                paths[mouse] = path
+                paths[mouse], entries[mouse] = path, entry.name
         if problem is not None:
             left_out.append(problem)
     _check_forms(folder, paths)
@@ -106,7 +110,7 @@ def recordings_in(folder: Path) -> Survey:
     Raises:
         DataError: there is none.
     """
-    if folder.suffix == ".zip" and folder.is_file():
+    if folder.suffix in READ and folder.is_file():
         return Survey({identity(folder.with_suffix(""))[0]: folder.with_suffix("")})
     if not folder.is_dir():
         raise missing_folder(folder, "give the folder that holds the recording sessions")
@@ -126,7 +130,7 @@ def no_session(folder: Path, left_out: Iterable[Finding], option: str = "") -> D
     """What is wrong with a folder that holds nothing to use."""
     reasons = [f"{f.mouse_id}: {f.what} -> {f.fix}" for f in left_out]
     more = f"; {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}" if reasons else ""
-    found = f"holds no recording session (a folder or .zip with {TIERS_FILE}, an experanto folder, or packed)"
+    found = f"holds no recording session (a folder, .zip or .tar with {TIERS_FILE}, an experanto folder, or packed)"
     return DataError(f"{option}{folder}: {found}{more}")
 
 
@@ -159,9 +163,9 @@ def _session(entry: Path) -> Path | Problem | None:
     if not entry.name.lower().endswith(ARCHIVES):
         return None
     path = entry.with_suffix("")
-    if entry.suffix == ".zip" and path.is_dir():
+    if entry.suffix in READ and path.is_dir():
         return None  # unpacked before
-    if entry.suffix == ".zip" and path.name in LETTERS and entry.is_file():
+    if entry.suffix in READ and path.name in LETTERS and entry.is_file():
         return path
     return archive_problem(entry) or path
 

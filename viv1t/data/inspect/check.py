@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from viv1t.data.formats.archive import TIERS_FILE
 from viv1t.data.formats.experanto.folder import is_experiment
-from viv1t.data.formats.sensorium.archive import TIERS_FILE
 from viv1t.data.formats.sensorium.trial_video import TRIAL_SUFFIXES, array_header, read_array
 from viv1t.data.inspect.experiment import check_experiment
 from viv1t.data.inspect.finding import (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from viv1t.data.formats.archive import archive_of
 from viv1t.data.inspect.finding import LONG
 from viv1t.data.mice import open_recording
 from viv1t.data.rules import Rules
@@ -62,8 +63,7 @@ def sessions_in(folder: Path) -> dict[str, Path]:
 
 def session_info(mouse_id: str, path: Path, rules: Rules | None = None) -> SessionInfo:
     """Summary of one session; damage shortens it instead of raising, and an archive stays packed."""
-    if not path.is_dir():
-        archive = path.with_name(path.name + ".zip")
+    if not path.is_dir() and (archive := archive_of(path)) is not None:
         return SessionInfo(mouse_id, archive, archive.stat().st_size, note="packed")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viv1t.data.formats.sensorium.archive import TIERS_FILE
+from viv1t.data.formats.archive import TIERS_FILE
 from viv1t.data.formats.sensorium.trial_video import array_header, map_array
 from viv1t.data.inspect.finding import UNKNOWN_TIERS
 from viv1t.data.npy import read_npy
