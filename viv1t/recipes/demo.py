@@ -108,7 +108,7 @@ def run_demo(given: Options) -> int:
     sessions = dict(
         zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing=existing, report=print), strict=True)
     )
-    print(f"2/3  training a small ViV1T, about five minutes on two cores; run folder {config.train.output_dir}")
+    print(f"2/3  training a small ViV1T, some minutes on two cores; run folder {config.train.output_dir}")
     trainer, final = run(config)
     print("3/3  drawing what was learned")
     ceilings = {m: noise_ceiling(path, "oracle") for m, path in sessions.items()}

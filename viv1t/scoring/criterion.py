@@ -197,6 +197,21 @@ def unscaled_criterion(
     return CRITERIA[name](_Pair(response, prediction, mask, batch_size))
 
 
+def compared(name: str, trials: int, neurons: int, frames: float) -> float:
+    """What a criterion divides by to be one neuron's loss in one frame: how many it adds up.
+
+    A correlation is of all frames: it is then one neuron's. Means have been divided already.
+    """
+    match name:
+        case "poisson" | "poisson_correlation" | "gamma":
+            return trials * neurons * frames
+        case "mean_poisson":
+            return neurons * frames
+        case "correlation":
+            return neurons
+    return 1
+
+
 @dataclass(frozen=True)
 class TrainingLoss(ABC):
     """A criterion with what a family multiplies it by: the loss of training, and of validation.
@@ -222,3 +237,21 @@ class TrainingLoss(ABC):
     def of_trial(self, mouse_id: str, response: Tensor, prediction: Tensor) -> Tensor:
         """The loss of one trial in validation, a scalar, from response (1, N, T) and prediction (1, N, t)."""
         return unscaled_criterion(self.criterion, response, prediction, 1) * self.trial_weight(mouse_id)
+
+    def step_size(self, neurons: Mapping[str, int], batch_size: int, frames: float) -> float:
+        """What a step's loss is divided by to be read: as a loss of 1 of each neuron in each frame would add up.
+
+        Args:
+            neurons: of each mouse.
+            batch_size: trials of each mouse.
+            frames: that are predicted of a trial.
+        """
+        ones = [
+            self.weight(mouse, batch_size) * compared(self.criterion, batch_size, count, frames)
+            for mouse, count in neurons.items()
+        ]
+        return self.of_step(ones, len(ones))
+
+    def trial_size(self, mouse_id: str, neurons: int, frames: int) -> float:
+        """The same of one trial in validation."""
+        return self.trial_weight(mouse_id) * compared(self.criterion, 1, neurons, frames)

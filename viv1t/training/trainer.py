@@ -22,6 +22,7 @@ from viv1t.families.known import family_for
 from viv1t.model.twin import ViV1T
 from viv1t.optim.schedule import Schedule
 from viv1t.runs.folder import RunFolder
+from viv1t.scoring.criterion import TrainingLoss
 from viv1t.system.files import remove_leftovers
 from viv1t.system.switches import deterministic, tensor_cores
 from viv1t.training.failure import Attempt, examine
@@ -36,6 +37,7 @@ from viv1t.training.saves import Saves
 from viv1t.training.step import NotFinite, Step
 from viv1t.training.validate import Validation, check_every_frame, check_recordings, validate
 from viv1t.training.watch import Watch
+from viv1t.types import sample_frames
 
 log = logging.getLogger("viv1t.train")
 
@@ -120,7 +122,7 @@ class Trainer:
         )  # fmt: skip
         self.epoch = self.batch = 0
         self.losses: list[float] = []
-        self.report = Report(self.run, list(self.recordings.mice), train.epochs, train.verbose, writes=self.ranks.first)
+        self.report = self._new_report(training.loss)
         owned = {
             rank: [
                 m for mouse in self.recordings.served_by(rank) for m in self.model.modules_of(mouse) if m is not None
@@ -128,6 +130,24 @@ class Trainer:
             for rank in range(self.ranks.size)
         }
         self._saves = Saves(self.run, self.modules, self.optimization, owned, self.ranks, train.save_interval)
+
+    def _new_report(self, loss: TrainingLoss) -> Report:
+        """It takes the first trial of each mouse and tier for all: reading how long each is would take time."""
+        data, train, mice = self.config.data, self.config.train, self.recordings
+        longest = {
+            tier: np.mean([mice.frames(mouse, mice.trial_ids(mouse, tier)[0]) for mouse in mice.mice])
+            for tier in ("train", "validation")
+        }
+        frames = sample_frames(data.crop_frame, int(longest["train"]))
+        trials = sum(len(mice.trial_ids(mouse, "validation")) for mouse in mice.mice)
+        return Report(
+            self.run, list(mice.mice), train.epochs, train.verbose, writes=self.ranks.first,
+            loss_size=loss.step_size(
+                self.model.neurons, data.batch_size, max(1, self.model.core.output_frames(frames))
+            ),
+            # Without a backward, which takes twice the time of the forward.
+            validation_steps=trials * longest["validation"] / (3 * len(mice.mice) * data.batch_size * frames),
+        )  # fmt: skip
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -274,7 +294,7 @@ class Trainer:
         with closing(self.recordings.resume(self.recordings.cursor(epoch, self.batch))) as batches:
             for _ in range(done, steps):
                 self._train_step(epoch, batches)
-                progress.step(f"loss {self.losses[-1]:.1f}")
+                self.report.step(progress, self.losses[-1])
                 self._stop_or_save()
         progress.close()
 

@@ -101,10 +101,12 @@ class Validation:
     Attributes:
         correlation: single-trial correlation of each mouse, mean over its neurons.
         loss: summed over trials, mean over mice.
+        loss_size: what `loss` is divided by to be read, see `TrainingLoss.step_size`.
     """
 
     correlation: dict[str, float]
     loss: float
+    loss_size: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -132,25 +134,27 @@ def validate(
     """
     training = model.training
     model.eval()
-    scores = torch.zeros(2, len(recordings.mice), dtype=torch.float64)
+    scores = torch.zeros(3, len(recordings.mice), dtype=torch.float64)
     try:
         for i, mouse_id in enumerate(recordings.mice):
             if mouse_id not in recordings.served:
                 continue
             accumulator = CorrelationAccumulator()
-            total = 0.0
+            total = size = 0.0
             for _, prediction, response in scored_trials([model], recordings, mouse_id, "validation", None, predict):
                 accumulator.update(prediction, response)
                 total += float(loss.of_trial(mouse_id, response[None], prediction[None]))
+                size += loss.trial_size(mouse_id, *prediction.shape)
                 if advance is not None:
                     advance()
-            scores[0, i], scores[1, i] = float(accumulator.result().mean()), total
+            scores[:, i] = torch.tensor([float(accumulator.result().mean()), total, size], dtype=torch.float64)
     finally:
         model.train(training)
     if ranks is not None:
         scores = ranks.sum(scores)
-    correlation, losses = scores.tolist()
-    return Validation(dict(zip(recordings.mice, correlation, strict=True)), float(np.mean(losses)))
+    correlation, losses, sizes = scores.tolist()
+    by_mouse = dict(zip(recordings.mice, correlation, strict=True))
+    return Validation(by_mouse, float(np.mean(losses)), float(np.mean(sizes)))
 
 
 def check_recordings(recordings: Recordings) -> None:
