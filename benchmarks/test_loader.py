@@ -26,7 +26,7 @@ import pytest
 from benchmarks.baseline.loader import SLOTS, DaliLoader, Pread, PublishedLoader, SpdlLoader, TunedLoader
 from benchmarks.harness import Report, seconds, torch_threads
 from benchmarks.parent import end_with_parent
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.mice import open_recording
 from viv1t.data.order import crop_start, training_order
 from viv1t.data.reading.reader import BatchPlan, Sample

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Report, torch_threads
-from viv1t.config.run import RunConfig
 from viv1t.data.recordings import Recordings
 from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import ViV1T
 from viv1t.runs.checkpoint import module_entries, write_checkpoint
 from viv1t.runs.folder import RunFolder, shapes_of

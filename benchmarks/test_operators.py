@@ -24,8 +24,8 @@ from viv1t.kernels.readout.reference import readout as plain_readout
 from benchmarks.baseline.core import ParallelBlock as PlainParallelBlock
 from benchmarks.baseline.core import Unfold, attend
 from benchmarks.harness import DEVICE, Report, float32_products, peak_bytes, seconds
-from viv1t.config.run import VivitConfig
 from viv1t.families.sensorium2023.build import build_transformer
+from viv1t.families.sensorium2023.options import VivitConfig
 from viv1t.system.memory import available_bytes
 
 THREADS = 2

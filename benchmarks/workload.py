@@ -16,9 +16,9 @@ import torch
 from benchmarks.baseline.model import PlainViV1T
 from benchmarks.harness import DEVICE, Report, Work, float32_products, peak_bytes, seconds
 from benchmarks.published import Published
-from viv1t.config.run import RunConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import to_published
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.system.memory import available_bytes
 from viv1t.types import Batch

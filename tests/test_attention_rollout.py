@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from viv1t.config.run import RunConfig
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.prediction.attention_rollout import (
     attention_rollout,

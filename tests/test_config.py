@@ -11,19 +11,18 @@ import pytest
 import yaml
 from golden_files import golden_folder
 
-from viv1t.config.run import (
+from viv1t.config.data import DataConfig
+from viv1t.config.fields import Options
+from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.options import Gaussian2dConfig, VivitConfig
+from viv1t.families.sensorium2023.run import (
     DERIVED,
-    INTEGER_SWITCHES,
     SELECTORS,
-    DataConfig,
-    Gaussian2dConfig,
-    Options,
     RunConfig,
-    VivitConfig,
     all_components,
     component_classes,
+    option_set,
 )
-from viv1t.errors import ConfigError
 
 BASE: Options = {"output_dir": "runs/test", "ds_mode": 3, "transform_mode": 2, "core": "vivit", "readout": "gaussian2d"}
 
@@ -319,5 +318,6 @@ def test_every_option_has_one_meaning() -> None:
         fields = [next(f for f in dataclasses.fields(o) if f.metadata["flag"] == flag) for o in owners]  # type: ignore[arg-type]
         assert len({str(f.type) for f in fields}) == 1, flag
         assert all(f.metadata["help"] for f in fields), flag
-    assert set(INTEGER_SWITCHES) <= set(all_components())
+    integers = {"ds_scale", "grad_checkpointing", "core_flash_attention", "modulator_include_history"}
+    assert option_set().switches == integers
     assert len(component_classes(BASE)) == 8

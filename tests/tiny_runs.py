@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from viv1t.config.run import Options, RunConfig
+from viv1t.config.fields import Options
 from viv1t.data.synthetic.mice import Size, synthesize
-from viv1t.families.sensorium2023 import SENSORIUM2023
+from viv1t.families.sensorium2023.definition import SENSORIUM2023
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import ViV1T
 from viv1t.recipes.configuration import configuration
 from viv1t.recipes.train import run

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from viv1t import errors as errors
-    from viv1t.config.run import RunConfig as RunConfig
     from viv1t.data.synthetic.mice import synthesize as synthesize
+    from viv1t.families.sensorium2023.run import RunConfig as RunConfig
     from viv1t.lab.lab import Lab as Lab
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
@@ -39,7 +39,8 @@ __version__ = "0.1.0"
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
 _LAZY = {
     "Lab": "viv1t.lab", "OnnxModel": "viv1t.onnx_model", "Predictor": "viv1t.prediction.predictor",
-    "RunConfig": "viv1t.config.run", "Stream": "viv1t.stream", "synthesize": "viv1t.data.synthetic.mice",
+    "RunConfig": "viv1t.families.sensorium2023.run", "Stream": "viv1t.stream",
+    "synthesize": "viv1t.data.synthetic.mice",
     **dict.fromkeys(("evaluate", "open_recordings", "predict", "predict_film", "train"), "viv1t.recipes.interface"),
 }  # fmt: skip
 

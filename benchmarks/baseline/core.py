@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viv1t.config.run import VivitConfig
+from viv1t.families.sensorium2023.options import VivitConfig
 from viv1t.types import MAX_FRAMES
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline.core import Vivit
-from viv1t.config.run import RunConfig, VivitConfig
+from viv1t.families.sensorium2023.options import VivitConfig
+from viv1t.families.sensorium2023.run import RunConfig
 
 
 class Gaussian2d(nn.Module):

@@ -10,9 +10,9 @@ import yaml
 
 from viv1t.cli import train
 from viv1t.cli.options import Parser, add_run_options
-from viv1t.config.run import RunConfig
 from viv1t.errors import ConfigError
 from viv1t.families.closed_loop.options import ClosedLoopConfig, FcnnConfig, option_set
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.recipes.configuration import configuration, options_of
 
 SHORT = {"output_dir": "run", "core": "vivit", "readout": "gaussian", "transform_input": 1}

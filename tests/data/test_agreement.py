@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.mice import open_recording
 from viv1t.data.recordings import Recordings
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[Any, bool, str]] = {
 
 def trained(data: Path) -> None:
     """What training does with recordings before its first step, and the reading of every trial."""
-    from viv1t.config.run import VivitConfig
+    from viv1t.families.sensorium2023.options import VivitConfig
     from viv1t.training.validate import check_recordings
 
     config = DataConfig(path=str(data), mice="all", transform="published", batch_size=2, crop_frame=40, num_workers=0)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config.run import VivitConfig
-from viv1t.data.inspect.check import CORE_REACH, SessionCheck, check_folder
+from viv1t.data.inspect.check import SessionCheck, check_folder
+from viv1t.data.inspect.finding import CORE_REACH
 from viv1t.data.inspect.info import format_table, session_info, sessions_in
+from viv1t.families.sensorium2023.options import VivitConfig
 
 N, H, W, FRAMES, T = 4, 6, 8, 70, 76
 TIERS = ["train"] * 4 + ["oracle"] * 2 + ["live_test_main"] * 2 + ["none"]

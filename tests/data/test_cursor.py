@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.order import Cursor, order_digest, share
 from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES

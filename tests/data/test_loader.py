@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.recordings import Recordings
 from viv1t.data.session import VARIABLES
 from viv1t.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.mice import open_recording
 from viv1t.data.recordings import Recordings

@@ -13,7 +13,7 @@ import pytest
 import torch
 from growth import assert_no_growth, held
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.mice import open_recording
 from viv1t.data.reading.prefetch import Prefetcher
 from viv1t.data.reading.reader import BatchPlan, PlainReader, Sample

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from viv1t.cli.options import Parser, add_run_options
-from viv1t.config.run import DataConfig, RunConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.mice import open_recording
 from viv1t.data.reading import resident
 from viv1t.data.reading.reader import BatchPlan, PlainReader, Sample
@@ -26,6 +26,7 @@ from viv1t.data.statistics import compute_statistics
 from viv1t.data.store.pack import pack
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError, DataError
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.types import Batch
 
 Make = Callable[..., Path]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.mice import find_sessions, open_recording
 from viv1t.data.session import VARIABLES
 from viv1t.errors import ConfigError, DataError

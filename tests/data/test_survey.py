@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from viv1t.cli.data import main
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.mice import find_sessions, open_recording

@@ -12,7 +12,7 @@ import torch
 from small_videos import moving_pattern, write_video
 
 from viv1t.cli.data import main
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.trial_video import read_array, write_trial
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.inspect.info import format_table, session_info

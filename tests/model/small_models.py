@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viv1t.config.run import RunConfig, VivitConfig
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.options import VivitConfig
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import Neurons, ViV1T
 
 FRAME = (12, 16)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from small_models import small_config
 
-from viv1t.config.run import CriticConfig
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.options import CriticConfig
 from viv1t.model.critic import Critic
 
 

@@ -10,9 +10,10 @@ import torch
 from small_models import FRAME, small_config, small_core, small_inputs, small_model
 from torch import Tensor
 
-from viv1t.config.run import VivitConfig, check_same_core
+from viv1t.config.parts import check_same_core
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.grid import check_grid, patch_grid, published_grid
+from viv1t.families.sensorium2023.options import VivitConfig
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.positions import PositionGenerator
 

@@ -11,9 +11,10 @@ import torch
 from small_models import FRAME, MICE, Inputs, small_config, small_inputs, small_model
 from torch import Tensor
 
-from viv1t.config.run import FactorizedBaselineConfig, Gaussian2dConfig, ShifterConfig, VivitConfig
+from viv1t.config.parts import ShifterConfig
 from viv1t.errors import ConfigError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.options import FactorizedBaselineConfig, Gaussian2dConfig, VivitConfig
 from viv1t.model import twin
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.twin import Neurons, ViV1T

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from benchmarks.baseline.model import PlainViV1T
 from benchmarks.baseline.step import poisson_correlation
-from viv1t.config.run import RunConfig
+from viv1t.families.sensorium2023.run import RunConfig
 
 CASES = (pytest.param("01_full_size_default", marks=pytest.mark.slow), "02_parallel", "10_sequential_noflash")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.mice import open_recording
 from viv1t.data.order import training_order
 from viv1t.data.recordings import Recordings, training_trials

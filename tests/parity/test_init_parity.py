@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from viv1t.config.run import RunConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import published_names, to_published
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import Neurons, ViV1T
 
 CASES = (

@@ -16,9 +16,10 @@ from golden_files import golden_folder
 from safetensors.torch import load_file
 from torch import Tensor
 
-from viv1t.config.run import CriticConfig, Gaussian2dConfig, RunConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import from_published, published_names, to_published
+from viv1t.families.sensorium2023.options import CriticConfig, Gaussian2dConfig
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.critic import Critic
 from viv1t.model.readout import normalized_coordinates
 from viv1t.model.twin import Neurons, ViV1T

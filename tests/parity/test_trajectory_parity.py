@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny_runs import training_step
 from torch import Tensor, nn
 
-from viv1t.config.run import RunConfig
 from viv1t.families.sensorium2023.build import build_model
 from viv1t.families.sensorium2023.names import from_published, published_names, to_published
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.types import Batch
 

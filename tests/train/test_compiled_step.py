@@ -20,9 +20,10 @@ from tiny_runs import metrics, options, same_weights, train, training_step, weig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viv1t.config.run import Options, RunConfig
+from viv1t.config.fields import Options
 from viv1t.errors import ConfigError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model import twin
 from viv1t.model.twin import Neurons
 from viv1t.training.step import Step

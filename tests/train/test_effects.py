@@ -12,9 +12,11 @@ from tiny_runs import as_arguments, options
 
 import viv1t
 from viv1t.cli.train import main
-from viv1t.config.effects import check_effects, published_slips, without_effect
-from viv1t.config.run import Options, RunConfig
+from viv1t.config.effects import check_effects
+from viv1t.config.fields import Options
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.effects import published_slips, without_effect
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.recipes.train import run
 
 BASE: Options = {"output_dir": "runs/test", "ds_mode": 3, "transform_mode": 2, "core": "vivit", "readout": "gaussian2d"}

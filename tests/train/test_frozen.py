@@ -12,9 +12,9 @@ from full_disks import largest_file
 from tiny_runs import metrics, options, same_weights, script_validation, train, training_step, weights
 
 from viv1t.cli.evaluate import main as evaluate
-from viv1t.config.run import RunConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError, TrainingError
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import ViV1T
 from viv1t.runs.folder import RunFolder
 from viv1t.system.files import allocate

@@ -13,8 +13,9 @@ from viv1t.kernels.parallel_block import reference as block
 from viv1t.kernels.patch_embed.reference import patch_embed
 from viv1t.kernels.readout.reference import readout
 
-from viv1t.config.run import Options, RunConfig
+from viv1t.config.fields import Options
 from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.recipes.demo import OPTIONS
 from viv1t.recipes.train import run
 

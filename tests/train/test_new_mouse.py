@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from viv1t.config.run import RunConfig
 from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.data.synthetic.truth import noise_ceiling
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.recipes.demo import OPTIONS
 from viv1t.recipes.train import run
 from viv1t.types import SENSORIUM_SESSIONS

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from viv1t.config.run import RunConfig
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.families.sensorium2023.training import build_optimizer
 
 

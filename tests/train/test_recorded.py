@@ -15,10 +15,10 @@ from tiny_runs import options, same_weights, script_validation, train, weights
 
 import viv1t
 from viv1t.cli import evaluate, export, predict
-from viv1t.config.run import RunConfig
 from viv1t.data.formats.sensorium.recorded import Recorded, other_neurons, write_recorded
 from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, Viv1tError
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.runs.checkpoint import read_checkpoint
 from viv1t.runs.ensemble import load_models
 from viv1t.runs.folder import RunFolder

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import options, same_weights, train, weights
 
 import viv1t
-from viv1t.config.run import RunConfig
 from viv1t.errors import CheckpointError, ConfigError
 from viv1t.families.sensorium2023.names import published_constants, published_names
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.runs.checkpoint import FORMAT
 from viv1t.runs.folder import RunFolder, save_published
 

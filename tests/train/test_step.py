@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from tiny_runs import options, same_weights, script_validation, train, training_step, weights
 from torch import Tensor, nn
 
-from viv1t.config.run import RunConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from viv1t.families.sensorium2023.build import build_model
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model import twin
 from viv1t.model.twin import Neurons, ViV1T
 from viv1t.scoring.criterion import criterion

@@ -16,9 +16,9 @@ import yaml
 from tiny_runs import metrics, options, same_weights, script_validation, train, weights
 
 import viv1t
-from viv1t.config.run import RunConfig
 from viv1t.data.store.pack import pack
 from viv1t.errors import ConfigError, DataError, TrainingError
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.runs.checkpoint import read_checkpoint
 from viv1t.training import micro_batch
 from viv1t.training import trainer as trainer_module

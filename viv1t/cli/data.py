@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from viv1t.cli.options import Parser, add_options, given_options, run_main
-from viv1t.config.run import ReadingConfig
+from viv1t.config.data import ReadingConfig
 from viv1t.data.formats.sensorium.trial_video import video_cost
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.inspect.finding import Finding

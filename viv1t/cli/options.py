@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from viv1t.config.fields import Options, decode
 from viv1t.config.option_set import OptionSet, owners_of
-from viv1t.config.run import Options, decode, option_set
 from viv1t.errors import ConfigError, Interrupted, Viv1tError
+from viv1t.families.sensorium2023.run import option_set
 from viv1t.system.cores import keep_threads_within, let_threads_sleep, usable_cores
 from viv1t.system.files import advice, shown
 from viv1t.system.progress import ConsoleHandler
@@ -106,7 +107,7 @@ def add_run_options(parser: argparse.ArgumentParser, options: OptionSet | None =
 
 def add_options(parser: argparse.ArgumentParser, component: type, title: str) -> None:
     """Adds the options of one component of the configuration; `given_options` reads them."""
-    options = OptionSet({}, {}, owners_of([component]), {}, ())
+    options = OptionSet({}, {}, owners_of([component]), {})
     group = parser.add_argument_group(title)
     for flag in options.owners:
         group.add_argument(f"--{flag}", **_keywords(flag, options))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from viv1t.cli.options import Parser, add_run_options, plain_word, read_config_file, run_main
-from viv1t.config.run import Options
+from viv1t.config.fields import Options
 from viv1t.recipes.configuration import configuration, options_of
 from viv1t.recipes.train import run
 

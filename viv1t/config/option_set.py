@@ -21,7 +21,6 @@ class OptionSet:
         selector_defaults: of those; others are required.
         owners: every other option with the classes that take it.
         by_core: by core, defaults of the optimizer's options that are other ones with it.
-        switches: options that take 0 or 1 in place of being given or not.
         explained: what is said of a selector in place of its values.
     """
 
@@ -29,8 +28,12 @@ class OptionSet:
     selector_defaults: Mapping[str, Any]
     owners: Mapping[str, list[type]]
     by_core: Mapping[str, Mapping[str, Any]]
-    switches: Collection[str]
     explained: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def switches(self) -> frozenset[str]:
+        """Options that take 0 or 1 in place of being given or not."""
+        return frozenset(flag for flag in self.owners if any(f.metadata["integer"] for f in self.fields(flag)))
 
     def __contains__(self, flag: object) -> bool:
         return flag in self.owners or flag in self.selectors

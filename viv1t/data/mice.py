@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.archive import archive_of, extract_session
 from viv1t.data.formats.experanto.folder import is_experiment
 from viv1t.data.formats.experanto.session import ExperantoSession

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.recorded import STATES, RecordedMouse
 from viv1t.data.inspect.finding import LONG, TWICE, Finding, grey_levels
 from viv1t.data.mice import find_sessions

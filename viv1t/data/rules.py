@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from viv1t.config.run import ReadingConfig
+from viv1t.config.data import ReadingConfig
 from viv1t.errors import ConfigError
 from viv1t.types import TIERS
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import viv1t
-from viv1t.config.run import RandomReadoutConfig
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.export.check import Case, check_equal, precision_loss, random_cases, recorded_cases, validate_file
@@ -24,6 +23,7 @@ from viv1t.export.graph import GraphCore, GraphModel, GraphReadout
 from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
+from viv1t.families.sensorium2023.options import RandomReadoutConfig
 from viv1t.model.twin import ViV1T
 from viv1t.onnx_model import FORMAT, InputTransform
 from viv1t.runs.ensemble import data_config, load_models, open_recordings

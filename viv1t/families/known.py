@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from viv1t.config.option_set import choose_family
-from viv1t.config.run import RunConfig
 from viv1t.families.closed_loop import CLOSED_LOOP
 from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.families.family import Family
-from viv1t.families.sensorium2023 import SENSORIUM2023
+from viv1t.families.sensorium2023.definition import SENSORIUM2023
+from viv1t.families.sensorium2023.run import RunConfig
 
 AnyConfig = RunConfig | ClosedLoopConfig
 FAMILIES = {family.name: family for family in (SENSORIUM2023, CLOSED_LOOP)}

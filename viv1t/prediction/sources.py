@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.recorded import Recorded, RecordedMouse, other_neurons
 from viv1t.data.metadata import has_statistics, read_metadata
 from viv1t.data.statistics import movie_levels

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from viv1t.config.option_set import UNSAID, OptionSet
-from viv1t.config.run import RunConfig, option_set
+from viv1t.families.sensorium2023.run import RunConfig, option_set
 
 if TYPE_CHECKING:
     from viv1t.families.known import AnyConfig

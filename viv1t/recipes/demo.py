@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from viv1t.config.run import Options, RunConfig
+from viv1t.config.fields import Options
 from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.data.synthetic.truth import noise_ceiling
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.plot import learning_curves, receptive_fields, response_traces
 from viv1t.recipes.train import run
 from viv1t.report import positions_on_frame

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viv1t.config.effects import check_effects
-from viv1t.config.run import flag_of
+from viv1t.config.fields import flag_of
 from viv1t.errors import missing_folder
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def run(config: AnyConfig) -> tuple[Trainer, Validation]:
     device = best_device(config.train.device)
     with Watch() as watch, started(device) as ranks, RunLog(config.train.verbose if ranks.first else 0) as log:
         if config.train.clear_output_dir and not ranks.may_clear():
-            config = replace(config, train=replace(config.train, clear_output_dir=False))
+            config = replace(config, train=replace(config.train, clear_output_dir=False))  # type: ignore[arg-type]
         family = family_for(config)
         for line in family.without_effect(config) if ranks.first else ():
             logging.getLogger("viv1t.train").warning("%s", line)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viv1t.config.run import flag_of
+from viv1t.config.fields import flag_of
 from viv1t.data.formats.sensorium.recorded import Recorded
 from viv1t.data.survey import LETTERS
 from viv1t.errors import CheckpointError, ConfigError, check_run_folders

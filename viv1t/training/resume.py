@@ -45,7 +45,7 @@ def start(
             family.take_optimizer(model, optimization, read_archive(place), str(place))
             log.info("and from the optimizer of %s", place)
     origin = core_of or config.train.restore
-    before = None if origin is None else RunFolder(origin).config()
+    before: Any = None if origin is None else RunFolder(origin).config()
     family.check_start(config, recordings.frame_size, before)
     if core_of is not None:
         family.same_core(config.core, before.core, core_of)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -149,7 +149,8 @@ class Saves:
         """Keeps the weights of an epoch, in the form in which they were scored."""
         self._ranks.collect(self._owned, self._optimization)
         if self._ranks.first:
-            entries, facts = module_entries(self._modules), {"epoch": epoch, "value": value}
+            entries = module_entries(self._modules)
+            facts: dict[str, Any] = {"epoch": epoch, "value": value}
             if self._optimization.kept_with_best:
                 entries |= self._optimization.entries(self._modules)
                 facts |= {"optimization": self._optimization.facts()}

@@ -129,10 +129,11 @@ def test_the_published_command_is_understood() -> None:
 
 
 def test_a_core_of_the_other_family_is_no_start(copy: Path) -> None:
-    from viv1t.config.run import VivitConfig, check_same_core
+    from viv1t.families.sensorium2023.definition import SENSORIUM2023
+    from viv1t.families.sensorium2023.options import VivitConfig
 
     with pytest.raises(ConfigError, match="has a core vivit of another family of models"):
-        check_same_core(VivitConfig(), RunFolder(copy).config().core, "folder")
+        SENSORIUM2023.same_core(VivitConfig(), RunFolder(copy).config().core, "folder")
 
 
 def test_films_are_not_predicted_from_statistics_with_another_transform(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from viv1t.data.inspect.finding import (
     BRIEF,
     CONSTANT,
     CONSTANT_ALL,
+    CORE_REACH,
     GREY_OUTSIDE,
     LONG,
     ONE_TRIAL,
@@ -55,7 +56,6 @@ from viv1t.system.progress import Progress
 from viv1t.types import MAX_FRAMES, TEST_TIERS, TIERS, UNSCORED_FRAMES, used_frames
 
 _FILE = "restore the file, or set the trial's tier to 'none'"
-CORE_REACH = 25  # frames of a patch, where no option of training says otherwise
 _TURN = "move time to the last axis"
 
 

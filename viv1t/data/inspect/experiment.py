@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from viv1t.config.run import VivitConfig
 from viv1t.data.formats.experanto.folder import EYE, RESPONSES, TREADMILL, Experiment, read_experiment
 from viv1t.data.formats.experanto.screen import Screen
 from viv1t.data.formats.experanto.sequence import Sequence as Signal
@@ -23,6 +22,7 @@ from viv1t.data.inspect.finding import (
     BRIEF,
     CONSTANT,
     CONSTANT_ALL,
+    CORE_REACH,
     NEGATIVE,
     ONE_TRIAL,
     SHORT,
@@ -40,7 +40,6 @@ from viv1t.errors import DataError
 from viv1t.system.progress import Progress
 from viv1t.types import TEST_TIERS, TIERS, UNSCORED_FRAMES
 
-_CORE = VivitConfig()  # what training uses where no option says otherwise
 _CHUNK = 32 << 20  # bytes of samples that are looked at together
 _LOOKED_AT = 6000  # samples that tell how responses were brought to their rate
 _HELD = 0.25  # share of samples that repeat the one before, above which they are held
@@ -151,8 +150,8 @@ class _Trials:
             yield NEGATIVE.found(mouse.id, *self.negative, count=sum(self.negative.values()))
         for trial in (t for t, tier in session.tiers.items() if tier != "none"):
             frames, train = session.duration(trial), session.tiers[trial] == "train"
-            if train and frames < _CORE.temporal_patch_size:
-                yield BRIEF.found(mouse.id, trial, frames=frames, least=_CORE.temporal_patch_size)
+            if train and frames < CORE_REACH:
+                yield BRIEF.found(mouse.id, trial, frames=frames, least=CORE_REACH)
             elif not train and frames <= UNSCORED_FRAMES:
                 yield SHORT.found(mouse.id, trial, frames=frames)
         flat = {v: high - low < np.finfo(np.float32).tiny for v, (low, high) in self.range.items()}

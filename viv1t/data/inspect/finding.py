@@ -101,6 +101,7 @@ CONSTANT_ALL = Rule(
 SHORT = Rule(
     "error", f"{{frames}} frames: scores leave out the first {UNSCORED_FRAMES}", "set the trial's tier to 'none'"
 )
+CORE_REACH = 25  # frames of a patch, where no option of training says otherwise
 BRIEF = Rule(
     "error", "{frames} frames, fewer than the core's temporal extent of {least} (--core_temporal_patch_size)",
     "set the trial's tier to 'none', or train with a smaller one",

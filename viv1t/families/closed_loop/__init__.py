@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from viv1t.config.data import ReadingConfig
 from viv1t.config.option_set import owners_of
-from viv1t.config.run import KeepingConfig, ReadingConfig, check_same_core
+from viv1t.config.parts import check_same_core
+from viv1t.config.training import KeepingConfig
 from viv1t.data.recordings import Recordings
 from viv1t.families.closed_loop.build import build_model
 from viv1t.families.closed_loop.data import open_recordings

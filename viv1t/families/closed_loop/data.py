@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.metadata import read_metadata
 from viv1t.data.mice import discover, open_recording
 from viv1t.data.npy import read_npy

@@ -1,6 +1,6 @@
 """The options of 2025, by their published names and codes: one frozen dataclass per component.
 
-As in `viv1t.config.run`, a field carries its published flag, and integer codes become names at once.
+As in `viv1t.config.fields`, a field carries its published flag, and integer codes become names at once.
 """
 
 from __future__ import annotations
@@ -11,21 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from viv1t.config.data import AnyDataConfig
+from viv1t.config.fields import Checked, Options, option, with_default
 from viv1t.config.option_set import OptionSet, owners_of
-from viv1t.config.run import (
-    AnyTrainConfig,
-    NoCriticConfig,
-    NoModulatorConfig,
-    Options,
-    ReadingConfig,
-    ShifterConfig,
-    _Checked,
-    _encode,
-    _number,
-    decode,
-    option,
-    with_default,
-)
+from viv1t.config.parts import AnyCnnConfig, NoCriticConfig, NoModulatorConfig, ShifterConfig
+from viv1t.config.run import AnyRunConfig, components_from, options_from
+from viv1t.config.training import AnyOptimizerConfig, AnyTrainConfig
 from viv1t.errors import ConfigError
 from viv1t.model.layers.patches import Padding
 from viv1t.types import MAX_FRAMES, SENSORIUM_SESSIONS, UNSCORED_FRAMES
@@ -38,7 +29,7 @@ ROCHEFORT_SESSIONS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopDataConfig(ReadingConfig):
+class ClosedLoopDataConfig(AnyDataConfig):
     """Which recordings are used and how they are transformed."""
 
     # What the readers of recordings ask of every family, and this one leaves no choice of.
@@ -49,9 +40,15 @@ class ClosedLoopDataConfig(ReadingConfig):
     cache_data: ClassVar[str | None] = None
     transfer: ClassVar[str] = "float32"
 
-    path: str = option("data_dir", "data", help="folder of recordings, by laboratory: sensorium/<session>, ...")
-    mouse_ids: tuple[str, ...] | None = option(
-        "mouse_ids", tuple(SENSORIUM_SESSIONS), help="these mice; default A to J"
+    path: str = with_default(
+        AnyDataConfig,
+        "path",
+        "data",
+        flag="data_dir",
+        help="folder of recordings, by laboratory: sensorium/<session>, ...",
+    )
+    mouse_ids: tuple[str, ...] | None = with_default(
+        AnyDataConfig, "mouse_ids", tuple(SENSORIUM_SESSIONS), help="these mice; default A to J"
     )
     inputs: str = option(
         "transform_input",
@@ -66,24 +63,9 @@ class ClosedLoopDataConfig(ReadingConfig):
         help="responses: 0 as they are, 1 divided by each neuron's standard deviation, 2 between its extremes",
         codes={0: "none", 1: "deviation", 2: "min_max"},
     )
-    center_crop: float = option(
-        "center_crop", 1.0, help="share of the frame kept around its centre, in (0, 1]", low=0, high=1
-    )
-    limit_data: int | None = option("limit_data", None, help="number of training trials drawn per mouse", low=1)
     limit_neurons: int | None = option("limit_neurons", None, help="number of neurons drawn per mouse", low=1)
-    crop_frame: int = option(
-        "crop_frame", MAX_FRAMES, help="frames of a training sample; -1 takes whole trials", low=-1, high=MAX_FRAMES
-    )
-    batch_size: int = option("batch_size", 1, help="trials per mouse in an optimizer step", low=1)
-    num_workers: int = option("num_workers", 2, help="reader threads", low=0, high=1024)
-
-    def validate(self) -> None:
-        if not self.center_crop > 0:
-            raise ConfigError(f"--center_crop must be above 0, not {self.center_crop}")
-        if self.crop_frame == 0:
-            raise ConfigError("--crop_frame must be -1 or at least 1, not 0")
-        if self.mouse_ids is not None and not self.mouse_ids:
-            raise ConfigError("--mouse_ids needs at least one mouse")
+    crop_frame: int = with_default(AnyDataConfig, "crop_frame", MAX_FRAMES, high=MAX_FRAMES)
+    batch_size: int = with_default(AnyDataConfig, "batch_size", 1)
 
 
 _BEHAVIOR = {0: "none", 1: "behavior_channels", 2: "state_channels"}
@@ -92,7 +74,7 @@ ACTIVATIONS = ("none", "tanh", "elu", "relu", "gelu", "silu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopVivitConfig(_Checked):
+class ClosedLoopVivitConfig(Checked):
     """The core `vivit` of 2025."""
 
     name: ClassVar[str] = "vivit"
@@ -102,7 +84,7 @@ class ClosedLoopVivitConfig(_Checked):
         "core_patch_mode", "normalized", help="0 and 1: patches normalised, then projected; 2: convolution",
         codes={0: "normalized", 1: "normalized_alias", 2: "convolution"},
     )  # fmt: skip
-    padded: bool = option("core_pad_frame", True, help="1 pads movies in space and in front, 0 does not")
+    padded: bool = option("core_pad_frame", True, help="1 pads movies in space and in front, 0 does not", integer=True)
     pos_encoding: str = option(
         "core_pos_encoding",
         "rotary",
@@ -127,7 +109,9 @@ class ClosedLoopVivitConfig(_Checked):
     )
     causal: bool = option("core_use_causal_attention", False, help="a frame depends on itself and earlier ones alone")
     parallel_attention: bool = option("core_parallel_attention", True, help="accepted; blocks are always parallel")
-    flash_attention: bool = option("core_flash_attention", True, help="accepted; changes rounding alone as published")
+    flash_attention: bool = option(
+        "core_flash_attention", True, help="accepted; changes rounding alone as published", integer=True
+    )
     norm: str = option("core_norm", "layernorm", help="normalisation", choices=("layernorm", "rmsnorm", "dyt"))
     norm_qk: bool = option("core_norm_qk", False, help="normalise queries and keys")
     activation: str = option("core_activation", "none", help="of the core's output", choices=ACTIVATIONS)
@@ -166,35 +150,18 @@ class ClosedLoopVivitConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FcnnConfig(_Checked):
+class FcnnConfig(AnyCnnConfig):
     """The core `fcnn`: a factorised 3-D convolutional network, linear if asked."""
 
     name: ClassVar[str] = "fcnn"
 
     behavior: str = option("core_behavior_mode", "state_channels", help=_BEHAVIOR_HELP, codes=_BEHAVIOR)
     linear: bool = option("core_linear", False, help="without normalisation and activation")
-    spatial_input_kernel: int = option("core_spatial_input_kernel", 11, help="first spatial kernel, pixels", low=1)
-    temporal_input_kernel: int = option("core_temporal_input_kernel", 11, help="first temporal kernel, frames", low=1)
-    spatial_hidden_kernel: int = option("core_spatial_hidden_kernel", 5, help="further spatial kernels", low=1)
-    temporal_hidden_kernel: int = option("core_temporal_hidden_kernel", 5, help="further temporal kernels", low=1)
-    num_layers: int = option("core_num_layers", 4, help="layers", low=1, high=40)
-    hidden_dim: int = option("core_hidden_dim", 16, help="channels of the first layer, doubled at each", low=1)
-    dropout: float = option("core_dropout", 0.0, help="dropout of whole channels", low=0, high=1)
-
     freeze: ClassVar[bool] = False
-
-    def validate(self) -> None:
-        for flag, kernel in (("input", self.spatial_input_kernel), ("hidden", self.spatial_hidden_kernel)):
-            if kernel % 2 == 0:
-                raise ConfigError(f"--core_spatial_{flag}_kernel must be odd (same padding), not {kernel}")
-
-    def output_frames(self, frames: int) -> int:
-        """Frames predicted from `frames` input frames."""
-        return frames - (self.temporal_input_kernel - 1) - (self.num_layers - 1) * (self.temporal_hidden_kernel - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianConfig(_Checked):
+class GaussianConfig(Checked):
     """The readout `gaussian`: each neuron samples the core's output at a learned position."""
 
     name: ClassVar[str] = "gaussian"
@@ -217,18 +184,17 @@ class GaussianConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedLoopOptimizerConfig(_Checked):
+class ClosedLoopOptimizerConfig(AnyOptimizerConfig):
     """The optimizer's numbers and the loss."""
 
-    lr: float = option("lr", 0.0073, help="learning rate of readouts, shifters and activations", low=0)
-    core_lr: float | None = option("core_lr", 0.0126, help="learning rate of the core; none: as --lr", low=0)
-    weight_decay: float = option("weight_decay", 0.6893, help="weight decay of readouts and shifters", low=0)
+    lr: float = with_default(
+        AnyOptimizerConfig, "lr", 0.0073, help="learning rate of readouts, shifters and activations"
+    )
+    core_lr: float | None = with_default(AnyOptimizerConfig, "core_lr", 0.0126)
+    weight_decay: float = with_default(AnyOptimizerConfig, "weight_decay", 0.6893)
     core_weight_decay: float | None = option(
         "core_weight_decay", 0.0783, help="weight decay of the core; none: as --weight_decay", low=0
     )
-    beta1: float = option("adam_beta1", 0.9, help="AdamW's beta 1", low=0, high=1)
-    beta2: float = option("adam_beta2", 0.999, help="AdamW's beta 2", low=0, high=1)
-    eps: float = option("adam_eps", 1e-8, help="AdamW's epsilon", low=0)
     schedule_free: bool = option("schedule_free", False, help="schedule-free AdamW instead of AdamW and its schedule")
     warmup_steps: int = option("adam_warmup_steps", 400, help="steps of schedule-free AdamW's warm-up", low=0)
     r: float = option("adam_r", 0.0, help="power of the step in the weight of schedule-free AdamW's average", low=0)
@@ -241,15 +207,16 @@ class ClosedLoopOptimizerConfig(_Checked):
         help="loss",
         choices=("poisson", "correlation", "poisson_correlation", "mse", "logMSE", "gamma"),
     )
-    ds_scale: bool = option("ds_scale", True, help="scale the loss by a mouse's share of the data")
+    ds_scale: bool = with_default(
+        AnyOptimizerConfig, "ds_scale", True, help="scale the loss by a mouse's share of the data"
+    )
     clip_grad: float = option(
         "clip_grad", -1.0, help="clip the gradient's norm: to this, 0 not, -1 to the 10th percentile of those before",
         low=-1,
     )  # fmt: skip
 
     def validate(self) -> None:
-        if self.beta1 == 1 or self.beta2 == 1:
-            raise ConfigError("--adam_beta1 and --adam_beta2 must be below 1")
+        super().validate()
         if self.schedule_free and self.beta1 == 0:
             raise ConfigError("--schedule_free needs an --adam_beta1 above 0: its average is taken with it")
         if -1 < self.clip_grad < 0:
@@ -301,7 +268,6 @@ DERIVED = (
     "input_shapes", "output_shapes", "max_frame", "neuron_idx", "train_sizes", "trainable_params", "git_hash",
     "hostname",
 )  # fmt: skip
-INTEGER_SWITCHES = ("ds_scale", "grad_checkpointing", "core_flash_attention", "core_pad_frame")
 # The defaults of the optimizer depend on the core, as in the published code.
 OPTIMIZER_DEFAULTS: dict[str, Options] = {
     "vivit": {},
@@ -315,8 +281,10 @@ _BEFORE: Options = {
 
 
 @dataclass(frozen=True)
-class ClosedLoopConfig:
+class ClosedLoopConfig(AnyRunConfig):
     """Everything that defines a run of the family of 2025."""
+
+    OUTPUTS: ClassVar[Mapping[int, str]] = OUTPUTS
 
     data: ClosedLoopDataConfig
     core: ClosedLoopVivitConfig | FcnnConfig
@@ -329,15 +297,9 @@ class ClosedLoopConfig:
     critic: NoCriticConfig = dataclasses.field(default_factory=NoCriticConfig)
 
     def __post_init__(self) -> None:
-        if self.output not in OUTPUTS.values():
-            words = ", ".join(f"{k} ({v})" for k, v in OUTPUTS.items())
-            raise ConfigError(f"--output_mode must be one of {words}, not {self.output!r}")
+        super().__post_init__()
         if self.data.outputs == "min_max" and self.output not in ("identity", "sigmoid"):
             object.__setattr__(self, "output", "sigmoid")  # as published
-        crop = self.data.crop_frame
-        for what, frames in (("a 300-frame trial", MAX_FRAMES), (f"--crop_frame {crop}", crop)):
-            if frames > 0 and self.core.output_frames(frames) < 1:
-                raise ConfigError(f"the core's temporal extent is longer than {what}: no frame would be predicted")
 
     @property
     def pretrained_core(self) -> str | None:
@@ -348,11 +310,6 @@ class ClosedLoopConfig:
     def frozen_core(self) -> bool:
         """Whether the core's maps are computed once, of whole trials; `core_lr` 0 alone computes them in every step."""
         return False
-
-    @property
-    def core_lr(self) -> float:
-        """Of the core's parameters."""
-        return self.optimizer.lr if self.optimizer.core_lr is None else self.optimizer.core_lr
 
     @property
     def core_weight_decay(self) -> float:
@@ -374,30 +331,12 @@ class ClosedLoopConfig:
 
     @classmethod
     def _built(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
-        left = set(map(str, options)) - set(SELECTORS) - set(DERIVED)
         core, readout = (_select(selector, options) for selector in ("core", "readout"))
-        defaults = OPTIMIZER_DEFAULTS[core.name]
-        parts = []
-        for component in (
-            ClosedLoopDataConfig, core, readout, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig,
-        ):  # fmt: skip
-            values = {}
-            for f in dataclasses.fields(component):
-                flag = f.metadata["flag"]
-                left.discard(flag)
-                if flag in options:
-                    values[f.name] = _decode(f, options[flag])
-                elif flag in defaults:
-                    values[f.name] = defaults[flag]
-                elif f.default is dataclasses.MISSING:
-                    raise ConfigError(f"--{flag} is required: {f.metadata['help']}")
-            parts.append(component(**values))
-        if left:
+        classes = (ClosedLoopDataConfig, core, readout, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
+        parts, left = components_from(classes, options, OPTIMIZER_DEFAULTS[core.name])
+        if left := left - {*SELECTORS, *DERIVED}:
             raise ConfigError(surplus(min(left), options))
-        output = _number(options.get("output_mode", 1))
-        if isinstance(output, int) and not isinstance(output, bool):
-            output = OUTPUTS.get(output, output)
-        return cls(*parts, output=output)  # type: ignore[arg-type, misc]
+        return cls(*parts, output=cls.output_of(options, 1))  # type: ignore[misc]
 
     @classmethod
     def from_published(cls, options: Mapping[str, Any]) -> ClosedLoopConfig:
@@ -408,14 +347,11 @@ class ClosedLoopConfig:
 
     def to_options(self) -> Options:
         """The flat mapping of published option names and integer codes."""
-        options: Options = {
-            "core": self.core.name, "readout": self.readout.name,
-            "output_mode": next(k for k, v in OUTPUTS.items() if v == self.output),
-        }  # fmt: skip
-        parts: tuple[Any, ...] = (self.data, self.core, self.readout, self.shifter, self.optimizer, self.train)
-        for part in parts:
-            for f in dataclasses.fields(part):
-                options[f.metadata["flag"]] = encode(f, getattr(part, f.name))
+        chosen: Options = {"core": self.core.name, "readout": self.readout.name, "output_mode": self.output_code}
+        parts = (self.data, self.core, self.readout, self.shifter, self.optimizer, self.train)
+        options = chosen | options_from(parts)
+        if (limit := self.optimizer.clip_grad).is_integer():  # as published code writes -1, 0 and 1
+            options["clip_grad"] = int(limit)
         return options
 
 
@@ -430,22 +366,6 @@ def _select(selector: str, options: Mapping[str, Any]) -> Any:
     return table[value]
 
 
-def _decode(f: dataclasses.Field[Any], value: Any) -> Any:
-    """A field's value from its published form."""
-    if f.metadata["flag"] in INTEGER_SWITCHES and value in (0, 1):
-        return bool(value)
-    return decode(f, value)
-
-
-def encode(f: dataclasses.Field[Any], value: Any) -> Any:
-    """The published form of a field's value."""
-    if f.metadata["flag"] in INTEGER_SWITCHES and value is not None:
-        return int(value)
-    if f.metadata["flag"] == "clip_grad" and float(value).is_integer():
-        return int(value)
-    return _encode(f, value)
-
-
 def option_set() -> OptionSet:
     """The options of the family."""
     return OptionSet(
@@ -456,12 +376,11 @@ def option_set() -> OptionSet:
             ClosedLoopTrainConfig,
         ]),
         by_core=OPTIMIZER_DEFAULTS,
-        switches=INTEGER_SWITCHES,
         explained={"output_mode": "activation: 0 none, 1 elu+1, 2 exp, 3 softplus with a learned slope, 4 sigmoid"},
     )  # fmt: skip
 
 
-def _flags(*parts: type[_Checked]) -> set[str]:
+def _flags(*parts: type[Checked]) -> set[str]:
     always = (ClosedLoopDataConfig, ShifterConfig, ClosedLoopOptimizerConfig, ClosedLoopTrainConfig)
     return set(owners_of((*always, *parts)))
 

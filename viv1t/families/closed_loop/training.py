@@ -186,7 +186,8 @@ def load_published_optimizer(
                     for group in optimizer.param_groups]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: a group lacks its counters ({error!r}); {_WITHOUT}") from error
-    optimizer.state.update(found)
+    for parameter, entries in found.items():
+        optimizer.state[parameter] = entries
     for group, known in zip(optimizer.param_groups, counters, strict=True):
         group.update(known)
 

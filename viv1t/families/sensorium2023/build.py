@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from viv1t.config.run import (
+from viv1t.config.parts import ShifterConfig
+from viv1t.families.sensorium2023.grid import Grid, map_grid
+from viv1t.families.sensorium2023.options import (
     FactorizedBaselineConfig,
     FactorizedReadoutConfig,
     Gaussian2dConfig,
@@ -16,11 +18,9 @@ from viv1t.config.run import (
     MlpV3ModulatorConfig,
     ModulatorConfig,
     ReadoutConfig,
-    RunConfig,
-    ShifterConfig,
     VivitConfig,
 )
-from viv1t.families.sensorium2023.grid import Grid, map_grid
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.layers.blocks import BlockShape, ParallelBlock, SequentialBlock

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from viv1t.config.run import VivitConfig
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.options import VivitConfig
 from viv1t.model.layers.positions import most_square_grid
 
 Grid = tuple[int, int]

@@ -13,8 +13,8 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor
 
-from viv1t.config.run import MlpModulatorConfig, VivitConfig
 from viv1t.errors import CheckpointError
+from viv1t.families.sensorium2023.options import MlpModulatorConfig, VivitConfig
 from viv1t.model.cores.factorized import FactorizedBaseline
 from viv1t.model.cores.vivit import Vivit
 from viv1t.model.readout import FactorizedReadout

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from viv1t.config.run import CriticConfig, RunConfig
 from viv1t.families.family import Training
+from viv1t.families.sensorium2023.options import CriticConfig
+from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.critic import Critic, check_size
 from viv1t.model.twin import ViV1T
 from viv1t.optim.build import Part, adamw

@@ -34,7 +34,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from viv1t.config.run import DataConfig
+from viv1t.config.data import DataConfig
 from viv1t.data.statistics import NAMES, MouseStatistics, statistics_from_tensors, statistics_tensors
 from viv1t.data.transform import Transform, family_of
 from viv1t.errors import CheckpointError, ConfigError, DataError
