@@ -24,8 +24,9 @@ import pytest
 import viv1t
 from benchmarks.baseline.step import Prediction, TrainingStep
 from benchmarks.harness import BASELINE, Work, commit_facts, peak_bytes, torch_threads
+from viv1t.families.family import shapes_of
 from viv1t.runs.checkpoint import module_entries, write_checkpoint
-from viv1t.runs.folder import RunFolder, save_published, shapes_of
+from viv1t.runs.folder import RunFolder, save_published
 
 if TYPE_CHECKING:
     from benchmarks.workload import Size

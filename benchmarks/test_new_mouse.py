@@ -17,10 +17,11 @@ import pytest
 from benchmarks.harness import Report, torch_threads
 from viv1t.data.recordings import Recordings
 from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.families.family import shapes_of
 from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.model.twin import ViV1T
 from viv1t.runs.checkpoint import module_entries, write_checkpoint
-from viv1t.runs.folder import RunFolder, shapes_of
+from viv1t.runs.folder import RunFolder
 from viv1t.system.memory import available_bytes
 from viv1t.training.new_model import new_model
 from viv1t.training.trainer import Trainer

@@ -42,7 +42,7 @@ def _work(argv: Sequence[str] | None) -> int:
     from viv1t.runs.ensemble import open_ensemble
     from viv1t.runs.folder import RunFolder
     from viv1t.runs.score_file import earlier_scores, merged, weights_checksum, write_scores
-    from viv1t.training.trainer import best_device
+    from viv1t.system.device import best_device
 
     runs = [RunFolder(run) for run in args.runs]
     tiers = list(TIERS) if "all" in args.tier else list(dict.fromkeys(args.tier))

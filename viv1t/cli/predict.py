@@ -115,7 +115,7 @@ def _predict_runs(args: argparse.Namespace) -> int:
     from viv1t.prediction.trials import predict
     from viv1t.runs.ensemble import open_ensemble
     from viv1t.runs.folder import RunFolder
-    from viv1t.training.trainer import best_device
+    from viv1t.system.device import best_device
 
     tiers = _check(args)
     mice = args.mouse_ids

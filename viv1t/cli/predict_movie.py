@@ -25,8 +25,8 @@ from viv1t.runs.ensemble import load_models
 from viv1t.runs.folder import RunFolder
 from viv1t.stimuli.film import Movie
 from viv1t.stimuli.frames import FITS
+from viv1t.system.device import best_device
 from viv1t.system.progress import Progress
-from viv1t.training.trainer import best_device
 
 AUDIBLE = 0.1  # share of variance from which the windows' rhythm is told
 

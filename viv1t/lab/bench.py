@@ -34,8 +34,8 @@ from viv1t.prediction.sources import opened_subjects
 from viv1t.runs.ensemble import load_models, open_recordings
 from viv1t.runs.folder import RunFolder
 from viv1t.stimuli.geometry import SENSORIUM, Monitor
+from viv1t.system.device import best_device
 from viv1t.system.files import write_text
-from viv1t.training.trainer import best_device
 
 VERSION = 1  # of the tables: raised when the same responses would give others
 

@@ -26,7 +26,7 @@ from viv1t.runs.ensemble import load_models
 from viv1t.runs.folder import RunFolder
 from viv1t.stimuli.files import write_film
 from viv1t.stimuli.geometry import circle
-from viv1t.training.trainer import best_device
+from viv1t.system.device import best_device
 
 _MOVIES = 60  # that are looked through for the clips beside a film; a search looks through all
 LAYOUTS = {"short": EXCITING, "single": SINGLE}

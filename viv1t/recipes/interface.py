@@ -82,7 +82,7 @@ def evaluate(
     from viv1t.prediction.evaluate import as_mapping
     from viv1t.prediction.evaluate import evaluate as scored
     from viv1t.runs.ensemble import open_ensemble
-    from viv1t.training.trainer import best_device
+    from viv1t.system.device import best_device
 
     place = None if data is None else str(data)
     models, recordings = open_ensemble(folders, best_device(device), place, mouse_ids)
@@ -127,7 +127,7 @@ def _predictions(
 ) -> Iterator[TrialPrediction]:
     from viv1t.prediction.trials import predict as predicted
     from viv1t.runs.ensemble import open_ensemble
-    from viv1t.training.trainer import best_device
+    from viv1t.system.device import best_device
 
     models, recordings = open_ensemble(folders, best_device(device), data, mouse_ids)
     with closing(recordings):

@@ -106,9 +106,9 @@ class WandB:
         self._run.finish()
 
 
-def check_trackers(config: AnyConfig) -> None:
+def check_trackers(wandb: str | None) -> None:
     """Raises a ConfigError where a package that was asked for is missing."""
-    if config.train.wandb is not None and find_spec("wandb") is None:
+    if wandb is not None and find_spec("wandb") is None:
         raise ConfigError("--wandb needs the package wandb: install it with `pip install 'viv1t[wandb]'`")
 
 

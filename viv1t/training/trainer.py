@@ -23,6 +23,7 @@ from viv1t.model.twin import ViV1T
 from viv1t.optim.schedule import Schedule
 from viv1t.runs.folder import RunFolder
 from viv1t.scoring.criterion import TrainingLoss
+from viv1t.system.device import best_device
 from viv1t.system.files import remove_leftovers
 from viv1t.system.switches import deterministic, tensor_cores
 from viv1t.training.failure import Attempt, examine
@@ -35,43 +36,17 @@ from viv1t.training.report import Report
 from viv1t.training.resume import check_same_recordings, start
 from viv1t.training.saves import Saves
 from viv1t.training.step import NotFinite, Step
-from viv1t.training.validate import Validation, check_every_frame, check_recordings, validate
+from viv1t.training.validate import Validation, check_recordings, validate
 from viv1t.training.watch import Watch
 from viv1t.types import sample_frames
 
 log = logging.getLogger("viv1t.train")
 
 
-def best_device(name: str | None) -> torch.device:
-    """The device asked for, or the best there is.
-
-    Raises:
-        ConfigError: it is not available on this machine.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is None:
-        name = next(device for device, there in available.items() if there)
-    if not available[name]:
-        raise ConfigError(
-            f"--device {name} is not available here; use {' or '.join(d for d, ok in available.items() if ok)}"
-        )
-    return torch.device(name)
-
-
 def noise_seed(seed: int, epoch: int, batch: int) -> int:
     """The seed of one batch's noise: a run that goes on draws what an uninterrupted one would, in any division."""
     digest = hashlib.blake2b(f"noise {seed} {epoch} {batch}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def check_trainable(config: Any) -> None:
-    """What can be refused before any data are read.
-
-    Raises:
-        ConfigError: the device is not available, or the core does not predict every frame.
-    """
-    best_device(config.train.device)
-    check_every_frame(config)
 
 
 @dataclass
@@ -84,6 +59,7 @@ class Trainer:
         run: its folder, locked by the caller.
         watch: hears of signals and stuck readers, if the caller has entered it.
         ranks: the processes that train together. All do the same at the same time; the first alone writes.
+        device: to train on; default the one of the options.
 
     Attributes:
         model: in training.
@@ -100,10 +76,11 @@ class Trainer:
     run: RunFolder
     watch: Watch = field(default_factory=Watch)
     ranks: Ranks = field(default_factory=Ranks)
+    device: torch.device = None  # type: ignore[assignment]  # never, once it is made
 
     def __post_init__(self) -> None:
         train = self.config.train
-        self.device = best_device(train.device)
+        self.device = self.device or best_device(train.device)
         check_recordings(self.recordings)
         self.model: ViV1T = new_model(self.config, self.recordings).to(self.device)
         if self.config.frozen_core:
