@@ -144,3 +144,16 @@ def test_the_walk_sees_relative_and_nested_imports(tmp_path: Path) -> None:
     file.write_text("from ..model import x\nfrom . import y\ndef f():\n    import viv1t.cli.train\n")
     found = set(imported_modules(file, "viv1t.data"))
     assert {"viv1t.model", "viv1t.data.y", "viv1t.cli.train"} <= found
+
+
+# Files of the tests that hold the command line itself to its words; others use the front door, the recipes, or the
+# commands as their scripts start them (`commands.py`).
+OF_THE_COMMAND_LINE = ROOT / "tests" / "cli"
+
+
+def test_tests_import_the_command_line_where_they_test_it_alone() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if OF_THE_COMMAND_LINE in path.parents:
+            continue
+        found = [name for name in imported_modules(path, "") if name.startswith("viv1t.cli")]
+        assert not found, f"{path.relative_to(ROOT)} imports {found[0]}: use viv1t, viv1t.recipes or commands.py"

@@ -57,8 +57,8 @@ def test_a_run_from_options_to_scores(mice: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_scores_and_predictions_are_those_of_the_commands(mice: Path, runs: Path, tmp_path: Path) -> None:
-    from viv1t.cli.evaluate import main as evaluate
-    from viv1t.cli.predict import main as predict
+    from commands import viv1t_evaluate as evaluate
+    from commands import viv1t_predict as predict
 
     assert evaluate([str(runs / "one"), "--output", str(tmp_path / "scores.yaml"), "--device", "cpu"]) == 0
     written = yaml.safe_load((tmp_path / "scores.yaml").read_text())

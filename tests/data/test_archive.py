@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import viv1t_data as main
 
-from viv1t.cli.data import main
 from viv1t.data.formats import archive
 from viv1t.data.formats.archive import extract_session
 from viv1t.data.mice import choose_sessions, open_recording

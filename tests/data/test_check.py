@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import viv1t_data as main
 
-from viv1t.cli.data import main
 from viv1t.data.inspect.check import SessionCheck, check_folder
 from viv1t.data.inspect.finding import CORE_REACH
 from viv1t.data.inspect.info import format_table, session_info, sessions_in

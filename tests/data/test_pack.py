@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import viv1t_data as main
 
-from viv1t.cli.data import main
 from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.session import RawSession
 from viv1t.data.mice import open_recording

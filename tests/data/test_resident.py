@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from viv1t.cli.options import Parser, add_run_options
 from viv1t.config.data import DataConfig
 from viv1t.data.mice import open_recording
 from viv1t.data.reading import resident
@@ -26,7 +25,6 @@ from viv1t.data.statistics import compute_statistics
 from viv1t.data.store.pack import pack
 from viv1t.data.transform import Transform
 from viv1t.errors import ConfigError, DataError
-from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.types import Batch
 
 Make = Callable[..., Path]
@@ -196,26 +194,6 @@ class TestDevice:
 
 
 class TestOption:
-    REQUIRED = ("--data", "d", "--output_dir", "o", "--core", "vivit", "--readout", "gaussian2d", "--ds_mode", "0",
-                "--transform_mode", "2")  # fmt: skip
-
-    @pytest.mark.parametrize(
-        ("words", "value", "published"),
-        [
-            ((), None, False), (("--cache_data",), "cpu", True), (("--cache_data", "true"), "cpu", True),
-            (("--cache_data", "false"), None, False), (("--cache_data", "cpu"), "cpu", True),
-            (("--cache_data", "gpu"), "gpu", "gpu"),
-        ],
-    )  # fmt: skip
-    def test_with_and_without_a_word(self, words: tuple[str, ...], value: str | None, published: object) -> None:
-        parser = Parser(prog="viv1t-train")
-        add_run_options(parser)
-        config = RunConfig.from_options(vars(parser.parse_args([*self.REQUIRED, *words])))
-        assert config.data.cache_data == value
-        options = config.to_options()
-        assert options["cache_data"] == published  # what a published args.yaml says
-        assert RunConfig.from_options(options) == config
-
     def test_other_words(self) -> None:
         with pytest.raises(ConfigError, match="--cache_data must be one of cpu, gpu, not 'disk'"):
             DataConfig(mice="all", transform="none", cache_data="disk")

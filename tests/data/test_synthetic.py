@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import viv1t_data as main
 
-from viv1t.cli.data import main
 from viv1t.data.synthetic import mice as synthetic
 from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.data.synthetic.movies import behave, gaze, naturalistic_movie, parametric_movie

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import viv1t_data as main
 from small_videos import moving_pattern, write_video
 
-from viv1t.cli.data import main
 from viv1t.config.data import DataConfig
 from viv1t.data.formats.sensorium.trial_video import read_array, write_trial
 from viv1t.data.inspect.check import check_folder

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import viv1t_lab as main
 from tiny_runs import ran, script_validation, train
 
-from viv1t.cli.lab import main
 from viv1t.errors import ConfigError
 from viv1t.lab import Lab
 from viv1t.lab.ascent import EXCITING, Ascent

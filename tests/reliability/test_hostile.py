@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import viv1t_evaluate, viv1t_train
 from safetensors.torch import save_file
 from tiny_runs import as_arguments, options
 
-from viv1t.cli import evaluate, train
 from viv1t.data.formats import archive
 from viv1t.data.mice import open_recording
 from viv1t.runs.checkpoint import FORMAT, read_checkpoint, write_checkpoint
@@ -122,7 +122,7 @@ def test_arrays(mouse: Path, tmp_path: Path, canary: Path, capsys: pytest.Captur
         path = mouse / place.replace("/0.npy", f"/{trial}.npy")
         whole = path.read_bytes()
         damage(path, canary)
-        line = one_line(train.main, command(mouse, tmp_path), capsys, 1)
+        line = one_line(viv1t_train, command(mouse, tmp_path), capsys, 1)
         assert str(path) in line
         assert_matches(message, line)
         if path.is_file():
@@ -147,7 +147,7 @@ def test_pickles_among_provided_statistics(
     path.parent.mkdir(parents=True, exist_ok=True)
     for damage in (object_array, lambda p, c: p.write_bytes(pickle.dumps(Canary(c)))):
         damage(path, canary)
-        line = one_line(train.main, command(mouse, tmp_path, stat_mode=0), capsys, 1)
+        line = one_line(viv1t_train, command(mouse, tmp_path, stat_mode=0), capsys, 1)
         assert f"mouse F: {path}" in line
     assert not canary.exists()
 
@@ -156,7 +156,7 @@ def test_pickles_among_provided_statistics(
 def test_a_damaged_cache_of_statistics_is_made_anew(mouse: Path, tmp_path: Path, content: bytes) -> None:
     cache = mouse / "meta" / "viv1t_statistics.safetensors"
     cache.write_bytes(content)
-    assert train.main(command(mouse, tmp_path, epochs=0)) == 0
+    assert viv1t_train(command(mouse, tmp_path, epochs=0)) == 0
     assert len(cache.read_bytes()) > 1000
 
 
@@ -216,7 +216,7 @@ def test_archives(
         monkeypatch.setattr(archive, "RATIO_FREE", 1 << 20)
         monkeypatch.setattr(archive, "MAX_RATIO", 1)
     damage(mouse)
-    line = one_line(train.main, command(mouse, tmp_path), capsys, 1)
+    line = one_line(viv1t_train, command(mouse, tmp_path), capsys, 1)
     assert_matches(message, line)
     assert [p.name for p in mouse.parent.iterdir()] == [f"{NAME}.zip"]  # nothing half extracted
     assert not (tmp_path / "outside").exists()
@@ -276,7 +276,7 @@ PT: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 def test_published_checkpoints(copy: Path, canary: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     damage, message = PT[kind]
     published(copy, lambda path: damage(path, canary))
-    line = one_line(evaluate.main, [str(copy)], capsys, 1)
+    line = one_line(viv1t_evaluate, [str(copy)], capsys, 1)
     assert str(copy / "ckpt" / "model_state.pt") in line
     assert_matches(message, line)
     assert not canary.exists()
@@ -312,7 +312,7 @@ OURS: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_our_checkpoints(copy: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     damage, message = OURS[kind]
     damage(copy / "ckpt" / "best.safetensors")
-    line = one_line(evaluate.main, [str(copy)], capsys, 1)
+    line = one_line(viv1t_evaluate, [str(copy)], capsys, 1)
     assert "best.safetensors" in line
     assert_matches(message, line)
 
@@ -350,11 +350,11 @@ def test_yaml(copy: Path, canary: Path, tmp_path: Path, capsys: pytest.CaptureFi
     text, message = YAML[kind]
     content = text if isinstance(text, bytes) else text.replace("CANARY", str(canary)).encode()
     (tmp_path / "options.yaml").write_bytes(content)
-    line = one_line(train.main, ["--config", str(tmp_path / "options.yaml")], capsys, 2)
+    line = one_line(viv1t_train, ["--config", str(tmp_path / "options.yaml")], capsys, 2)
     assert f"--config {tmp_path / 'options.yaml'}: " in line
     assert_matches(message, line)
     (copy / "args.yaml").write_bytes(content)
-    line = one_line(evaluate.main, [str(copy)], capsys, 1)
+    line = one_line(viv1t_evaluate, [str(copy)], capsys, 1)
     assert f"{copy / 'args.yaml'}: " in line
     assert_matches(message, line)
     assert not canary.exists()
@@ -375,7 +375,7 @@ def test_options_that_describe_the_impossible(
 ) -> None:
     args = yaml.safe_load((copy / "args.yaml").read_text())
     (copy / "args.yaml").write_text(yaml.safe_dump(args | changes))
-    line = one_line(evaluate.main, [str(copy)], capsys, 1)
+    line = one_line(viv1t_evaluate, [str(copy)], capsys, 1)
     assert_matches(message, line)
 
 

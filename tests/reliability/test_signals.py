@@ -18,8 +18,7 @@ from viv1t.runs.checkpoint import read_checkpoint
 
 # A command that tells when it is in a step, which takes STEP more: a sleep, or a wait in C where Python hears nothing.
 SLOW = """
-import ctypes, sys, time
-from viv1t.cli.train import main
+import ctypes, runpy, sys, time
 from viv1t.training.objective import Objective
 losses, mutex, lock = Objective.losses, ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 def deaf():
@@ -30,7 +29,7 @@ def slow(self, batch, size):
     return losses(self, batch, size)
 Objective.losses = slow
 sys.argv[0] = "viv1t-train"
-sys.exit(main())
+runpy.run_module("viv1t.cli.train", run_name="__main__")
 """
 
 

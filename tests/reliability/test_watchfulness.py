@@ -234,9 +234,8 @@ def test_a_reader_that_takes_too_long(mice: Path, tmp_path: Path, monkeypatch: p
 
 # After the first step, the files of mouse F turn into pipes that nobody writes to: a disk that has gone away.
 STUCK = """
-import os, sys
+import os, runpy, sys
 from pathlib import Path
-from viv1t.cli.train import main
 from viv1t.training.step import Step
 update, files = Step.update, [Path(name) for name in sys.argv[1].split(",")]
 def last_update(self):
@@ -248,7 +247,7 @@ def last_update(self):
     return result
 Step.update = last_update
 sys.argv = ["viv1t-train", *sys.argv[2:]]
-sys.exit(main())
+runpy.run_module("viv1t.cli.train", run_name="__main__")
 """
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import viv1t_train as main
 from tiny_runs import as_arguments, options
 
 import viv1t
-from viv1t.cli.train import main
 from viv1t.config.effects import check_effects
 from viv1t.config.fields import Options
 from viv1t.errors import ConfigError

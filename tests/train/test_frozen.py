@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import viv1t_evaluate as evaluate
 from full_disks import largest_file
 from tiny_runs import metrics, options, same_weights, script_validation, train, training_step, weights
 
-from viv1t.cli.evaluate import main as evaluate
 from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError, TrainingError
 from viv1t.families.sensorium2023.run import RunConfig

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import viv1t_convert, viv1t_evaluate, viv1t_predict, viv1t_train
 from tiny_runs import as_arguments, options, same_weights, script_validation, train, weights
 
 import viv1t
-from viv1t.cli import convert, evaluate, predict
-from viv1t.cli import train as train_cli
 from viv1t.errors import CheckpointError
 from viv1t.export.files import Settings, export_runs
 
@@ -48,11 +47,11 @@ def test_training_says_what_happened(
 ) -> None:
     script_validation(monkeypatch, [float("nan")])
     words = as_arguments(options(mice, tmp_path / "run", epochs=1, verbose=1))
-    assert train_cli.main(words) == 0
+    assert viv1t_train(words) == 0
     err = capsys.readouterr().err
     assert "run is finished after epoch 1: that is all of --epochs 1; more go on from here\n" in err
     assert "warning: no epoch's correlation was above 0, so there are no best weights: the last ones stand" in err
-    assert train_cli.main(words) == 0  # a job that was queued again
+    assert viv1t_train(words) == 0  # a job that was queued again
     err = capsys.readouterr().err
     assert (
         "run is finished after epoch 1: that is all of --epochs 1; more go on from here; nothing was trained now" in err
@@ -66,7 +65,7 @@ def test_a_run_that_its_schedule_ended_says_so(
     monkeypatch.setattr("viv1t.optim.schedule.PlateauSchedule.__init__.__kwdefaults__", {
         "patience": 1, "max_reduce": 1, "factor": 0.3, "min_lr": 0.0, "min_epochs": 0,
     })  # fmt: skip
-    assert train_cli.main(as_arguments(options(mice, tmp_path / "run", epochs=9, verbose=1))) == 0
+    assert viv1t_train(as_arguments(options(mice, tmp_path / "run", epochs=9, verbose=1))) == 0
     assert "run is finished after epoch 2: its correlation had stopped rising\n" in capsys.readouterr().err
 
 
@@ -74,10 +73,10 @@ def test_other_commands_work_on_it(
     poor: Path, mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(poor, tmp_path / "run")
-    assert evaluate.main([str(run)]) == 0
-    assert predict.main([str(run), "--out", str(tmp_path / "p"), "--quiet"]) == 0
+    assert viv1t_evaluate([str(run)]) == 0
+    assert viv1t_predict([str(run), "--out", str(tmp_path / "p"), "--quiet"]) == 0
     assert list((tmp_path / "p").rglob("*.npy"))
-    assert convert.main([str(run), str(tmp_path / "converted")]) == 0
+    assert viv1t_convert([str(run), str(tmp_path / "converted")]) == 0
     assert same_weights(weights(viv1t.load_model(tmp_path / "converted")), weights(viv1t.load_model(run)))
     content = torch.load(tmp_path / "converted" / "ckpt" / "model_state.pt", weights_only=True)
     assert (content["epoch"], content["value"]) == (2, 0.0)

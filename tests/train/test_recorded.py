@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import viv1t_evaluate, viv1t_export, viv1t_predict
 from tiny_runs import options, same_weights, script_validation, train, weights
 
 import viv1t
-from viv1t.cli import evaluate, export, predict
 from viv1t.data.formats.sensorium.recorded import Recorded, other_neurons, write_recorded
 from viv1t.data.recordings import Recordings
 from viv1t.errors import CheckpointError, ConfigError, DataError, Viv1tError
@@ -24,7 +24,7 @@ from viv1t.runs.ensemble import load_models
 from viv1t.runs.folder import RunFolder
 from viv1t.types import SENSORIUM_SESSIONS
 
-Commands = {"evaluate": evaluate.main, "predict": predict.main, "export": export.main}
+Commands = {"evaluate": viv1t_evaluate, "predict": viv1t_predict, "export": viv1t_export}
 
 
 def with_ids(mice: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -150,7 +150,7 @@ def test_a_run_without_the_file_works_and_says_so(
     old = tmp_path / "old"
     shutil.copytree(run, old)
     (old / "recordings.safetensors").unlink()
-    assert evaluate.main([str(old), "--data", str(others), "--output", str(tmp_path / "e.yaml")]) == 0
+    assert viv1t_evaluate([str(old), "--data", str(others), "--output", str(tmp_path / "e.yaml")]) == 0
     assert viv1t.load_model(old).unit_ids["F"] is None
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import viv1t_evaluate
 from tiny_runs import train
 from viv1t.kernels.common.precision import allows_tf32, input_precision
 
-from viv1t.cli import evaluate
 from viv1t.errors import DataError
 from viv1t.system.switches import deterministic, tensor_cores
 from viv1t.training.trainer import Trainer
@@ -119,6 +119,6 @@ def test_a_command_takes_its_log_handler_away(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(root, "handlers", [])
     level = root.level
     for _ in range(2):
-        assert evaluate.main(["nowhere"]) == 1
+        assert viv1t_evaluate(["nowhere"]) == 1
         assert root.handlers == []
         assert root.level == level

@@ -13,6 +13,9 @@ import pytest
 import torch
 import torch._dynamo
 import yaml
+from commands import viv1t_convert as convert
+from commands import viv1t_evaluate as evaluate
+from commands import viv1t_train as main
 from golden_files import golden_folder
 from tiny_runs import (
     CAUSAL,
@@ -28,9 +31,6 @@ from tiny_runs import (
 )
 
 import viv1t
-from viv1t.cli.convert import main as convert
-from viv1t.cli.evaluate import main as evaluate
-from viv1t.cli.train import main
 from viv1t.errors import CheckpointError, ConfigError, TrainingError, Viv1tError
 from viv1t.families.closed_loop.data import limited_neurons
 from viv1t.prediction.trials import predict

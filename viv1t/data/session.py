@@ -90,7 +90,6 @@ class Session(ABC):
         mouse: its identity and neurons.
         tiers: tier of every trial number; the tier `oracle` on disk is `validation` here.
         kept: indices of the neurons that are used, ascending; None for all.
-        whole: the same recording with all of its neurons.
         notices: what a user should know of it: one line each.
     """
 
@@ -102,10 +101,15 @@ class Session(ABC):
         self.mouse = mouse
         self.tiers = tiers
         self.kept: np.ndarray | None = None
-        self.whole: Session = self
+        self._whole: Session | None = None
         self.notices: tuple[str, ...] = ()
         self._hidden: dict[str, bool] = {}
         self._repeats: dict[str, list[list[int]]] = {}
+
+    @property
+    def whole(self) -> Session:
+        """The same recording with all of its neurons."""
+        return self if self._whole is None else self._whole  # not kept: what holds itself is freed late
 
     def trials(self, tier: str) -> list[int]:
         """The trial numbers of a tier, ascending."""
@@ -118,7 +122,7 @@ class Session(ABC):
             kept: indices of the neurons among all, ascending.
         """
         other, mouse = copy(self), self.whole.mouse
-        other.kept = kept
+        other.kept, other._whole = kept, self.whole
         other.mouse = replace(mouse, coordinates=mouse.coordinates[kept], unit_ids=mouse.unit_ids[kept])
         return other
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import viv1t_data as main
+from commands import viv1t_evaluate as evaluate
 from tiny_runs import SIZE, metrics, ran, same_weights, train, weights
 
-from viv1t.cli.data import main
-from viv1t.cli.evaluate import main as evaluate
 from viv1t.data.formats.experanto.session import ExperantoSession
 from viv1t.data.mice import choose_sessions, open_recording
 from viv1t.data.rules import Rules

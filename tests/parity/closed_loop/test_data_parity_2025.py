@@ -232,7 +232,7 @@ def test_negative_responses_become_zero_without_a_scale(data: Path, tmp_path: Pa
 def test_the_command_writes_the_published_evaluation(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from viv1t.cli.evaluate import main
+    from commands import viv1t_evaluate as main
 
     folder, out = required() / "run" / "run", tmp_path / "evaluation.yaml"
     assert main([str(folder), "--data", str(data), "--output", str(out), "--device", "cpu"]) == 0

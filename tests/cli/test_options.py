@@ -103,10 +103,20 @@ def test_switches_take_a_word_or_none(words: list[str]) -> None:
     assert not parsed([*SHORT, *words, "--core_compile=false"]).train.compile
 
 
-@pytest.mark.parametrize(("words", "mode"), [([], None), (["--cache_data"], "cpu"), (["--cache_data=gpu"], "gpu"),
-                                             (["--cache_data=false"], None)])  # fmt: skip
-def test_cache_data_is_the_published_switch_and_more(words: list[str], mode: str | None) -> None:
-    assert parsed([*SHORT, *words]).data.cache_data == mode
+@pytest.mark.parametrize(
+    ("words", "mode", "published"),
+    [
+        ([], None, False), (["--cache_data"], "cpu", True), (["--cache_data", "true"], "cpu", True),
+        (["--cache_data", "false"], None, False), (["--cache_data", "cpu"], "cpu", True),
+        (["--cache_data=gpu"], "gpu", "gpu"), (["--cache_data=false"], None, False),
+    ],
+)  # fmt: skip
+def test_cache_data_is_the_published_switch_and_more(words: list[str], mode: str | None, published: object) -> None:
+    config = parsed([*SHORT, *words])
+    assert config.data.cache_data == mode
+    options = config.to_options()
+    assert options["cache_data"] == published  # what a published args.yaml says
+    assert RunConfig.from_options(options) == config
 
 
 def test_published_integers_and_their_names_are_the_same() -> None:
