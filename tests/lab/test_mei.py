@@ -317,6 +317,55 @@ def test_a_library_of_files(tmp_path: Path) -> None:
         Sample(library, 90)
 
 
+def test_a_search_in_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = Linear()
+    monkeypatch.setattr("viv1t.lab.searches.library_at", lambda *_: movies())
+    fields = pd.DataFrame({"mouse": ["F"] * 3, "neuron": [0, 1, 2], "x": [29.2, 10.0, 5.0], "y": [7.1, 16.0, 5.0]})
+    fields["reason"] = ["", "", "more than one field"]
+    said: list[str] = []
+
+    def lab() -> Lab:
+        made = lab_of(twin, out=tmp_path, say=said.append, plots=True)
+        made.rf = lambda: fields  # type: ignore[method-assign]
+        return made
+
+    table = lab().search(library="movies", mask=60.0, listed=6, recall=2)
+    # All clips shown alone, by hand.
+    films, library = [], movies()
+    for movie in range(3):
+        length = len(library.film(movie))
+        films += [(movie, f) for f in range(5, length - 29, 5)]
+    for n, center in ((0, (29, 7)), (1, (10, 16))):
+        mask = circle(60.0, center, frame_size=SIZE)
+        shown = [np.where(mask, library.film(m)[f : f + 30], 127).astype(np.uint8) for m, f in films]
+        trials = np.stack([EXCITING.film([film]) for film in shown])
+        value = twin.answer(trials)[:, n, -35:-5].sum(-1)
+        order = np.argsort(-value, kind="stable")
+        row = table.iloc[n]
+        listed = {(int(m), int(f)) for m, f in zip(row["best_movie"], row["best_frame"], strict=True)}
+        assert row["recall"] == pytest.approx(np.mean([films[i] in listed for i in order[:20]]))
+        if films[order[0]] in listed:
+            assert row["response"] == pytest.approx(value[order[0]], rel=1e-4)
+            assert (row["movie"], row["first_frame"]) == (library.names[films[order[0]][0]], films[order[0]][1])
+        assert row["response"] > row["random"]
+        assert row["response"] > row["grey"]
+        assert len(row["best"]) == 6
+        best = np.load(tmp_path / "session-f" / "search" / f"neuron_{n}.npy")
+        assert (best[:, ~mask] == 127).all()
+    assert table["reason"].tolist() == ["", "", "field: more than one field"]
+    assert any("recall" in line for line in said)
+    assert (tmp_path / "session-f" / "search.png").stat().st_size > 10_000
+    asked = twin.asked
+    pd.testing.assert_frame_equal(lab().search(library="movies", mask=60.0, listed=6, recall=2), table)
+    assert twin.asked == asked
+    still = lab().search(library="movies", mask="full", listed=3, still=True)
+    film = np.load(tmp_path / "session-f" / "search" / "neuron_0.npy")
+    assert (film == film[0]).all()
+    assert still["reason"][2] == "no clip moves its response above that to grey"
+    with pytest.raises(ConfigError, match="--listed must be at least 1"):
+        lab().search(library="movies", listed=0)
+
+
 # -- models ------------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,24 @@ def test_published_significance_but_for_the_silent_neuron(published: Any) -> Non
     assert np.isnan(p_direction[-1])
 
 
+def test_shuffling_in_parts_is_that_of_each_neuron_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    responses = np.random.default_rng(0).random((7, 8, 3))
+    responses[2], responses[4] = 0, np.nan
+    whole = tuning.shuffled_p(responses, EIGHT, shuffles=40, seed=5)
+    monkeypatch.setattr(tuning, "_SHUFFLED", 2 * 40 * 24)  # two neurons at a time
+    np.testing.assert_array_equal(tuning.shuffled_p(responses, EIGHT, shuffles=40, seed=5), whole)
+    monkeypatch.setattr(tuning, "_SHUFFLED", 1)
+    np.testing.assert_array_equal(tuning.shuffled_p(responses, EIGHT, shuffles=40, seed=5), whole)
+    assert np.isnan(whole[0])[[2, 4]].all()
+    # By hand, for the last neuron.
+    rng, row = np.random.default_rng(np.random.SeedSequence(5).spawn(7)[6]), np.tile(responses[6].reshape(-1), (40, 1))
+    drawn = rng.permuted(row, axis=1).reshape(40, 8, 3).mean(-1)
+    for p, drawn_index, real in zip(
+        whole, tuning.selectivity(drawn, EIGHT), tuning.selectivity(responses[6].mean(-1), EIGHT), strict=True
+    ):
+        assert p[6] == (drawn_index >= real).mean()
+
+
 def test_published_aligned_curves(published: Any) -> None:
     curves = published["tuning_curve"][published["nonzero"]]
     np.testing.assert_allclose(tuning.aligned(curves), published["aligned_direction"], atol=1e-6)

@@ -70,7 +70,7 @@ OF_EXPERIMENTS: dict[str, dict[str, Any]] = {
     "fields": {"action": "store_true", "help": "leave out neurons without a good receptive field"},
     "mask": {
         "metavar": "full|preferred|DEG",
-        "help": "where a film lies: the frame (default), or a circle at the field",
+        "help": "of the frame, what films lie in: all, or a circle at each field (of mei full, of search 20)",
     },
     "surround": {"metavar": "exciting|inhibiting", "help": "the film lies around a centre that stays as it is"},
     "centre": {"metavar": "KIND", "help": "of a surround: grating (default) or natural, the best, or optimised"},
@@ -104,6 +104,12 @@ OF_EXPERIMENTS: dict[str, dict[str, Any]] = {
     "windows": {"metavar": "short|single", "help": "85 frames of grey, film, grey (default), or 300"},
     "library": {"metavar": "PATH", "help": "films, or a folder of recordings (default those of the run)"},
     "judge": {"nargs": "+", "metavar": "RUN", "help": "scores what was found: without it no ratio is told"},
+    "listed": {"type": int, "metavar": "N", "help": "clips a neuron that are shown alone (default 200)"},
+    "recall": {
+        "type": int,
+        "metavar": "N",
+        "help": "neurons of which all clips are shown, to tell what the lists miss (default 5 on a GPU, else 0)",
+    },
     "films": {"metavar": "npy|mkv|avi", "help": "how films are written (default npy)"},
     "published": {
         "action": "store_true",

@@ -45,5 +45,9 @@ EXPERIMENTS: dict[str, Kind] = {
     ),
     "onset": Kind("how long after a pattern responses start; causal cores", AT_FIELDS, at_fields=True),
     "mei": Kind("films that neurons answer most, or least, found by gradient", (*GRID, *MEI)),
+    "search": Kind(
+        "the clips of natural movies that neurons answer most when each is shown alone",
+        ("library", "mask", "listed", "still", "recall", "windows", "films"),
+    ),
     "reliability": Kind("how well recorded repeats agree and are predicted: neurons worth optimising", ("fields",)),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Experiments that look for films: the most exciting ones by gradient, and the best clips of natural movies."""
+"""Most exciting films, found by gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAYOUTS = {"short": EXCITING, "single": SINGLE}
 
 
 class Films(Curves):
-    """Most exciting films, and searches of movies."""
+    """Most exciting films."""
 
     def mei(
         self,
@@ -114,7 +114,7 @@ class Films(Curves):
             raise ConfigError("--against compares groups: give --population, too")
         if outer is not None and not surround:
             raise ConfigError("--outer is where a surround ends: give --surround, too")
-        size = _size(mask, bool(surround))
+        size = circle_size(mask, bool(surround))
         judges = {} if judge is None else self._judges(judge)
         name = "_".join(
             ["mei", *(["population"] if population else []), *(["inhibiting"] if inhibit else []),
@@ -360,7 +360,7 @@ def _draw(results: Sequence[Result], table: pd.DataFrame, path: Path) -> None:
         films([r.films["film"] for r in shown], answers, names, path, title=f"Most exciting films, mouse {mouse}")
 
 
-def _size(mask: str | float, surround: bool) -> str | float | None:
+def circle_size(mask: str | float, surround: bool) -> str | float | None:
     """Of the circle that holds a film, or a surround's centre: degrees, `preferred`, or None for the whole frame."""
     if mask == "full":
         return SIZE if surround else None

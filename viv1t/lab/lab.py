@@ -9,11 +9,11 @@ import pandas as pd
 
 from viv1t.data.session import Session
 from viv1t.lab.experiments import reliability
-from viv1t.lab.films import Films
 from viv1t.lab.present import OverBudget, Theatre
+from viv1t.lab.searches import Searches
 
 
-class Lab(Films):
+class Lab(Searches):
     """Experiments on the twins of the mice of a run.
 
     Every experiment gives a table, a row a neuron, and writes it to `<out>/<session>/<experiment>.parquet` beside

@@ -10,6 +10,7 @@ from scipy.optimize import least_squares
 from viv1t.errors import ConfigError
 
 F64 = np.float64
+_SHUFFLED = 4_000_000  # responses that are held shuffled at a time, 32 MB
 
 
 def selectivity(curve: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,13 +121,20 @@ def shuffled_p(
     neurons, count, samples = responses.shape
     real = np.stack(selectivity(responses.mean(-1), directions))
     p = np.full((2, neurons), np.nan)
-    for n, child in enumerate(np.random.SeedSequence(seed).spawn(neurons)):
-        if np.isnan(real[:, n]).any():
-            continue
-        rng = np.random.default_rng(child)
-        flat = responses[n].reshape(-1)
-        drawn = np.stack([rng.permutation(flat) for _ in range(shuffles)]).reshape(shuffles, count, samples)
-        p[:, n] = (np.stack(selectivity(drawn.mean(-1), directions)) >= real[:, n, None]).mean(-1)
+    waves = np.exp(1j * np.radians(directions)[:, None] * np.array([2, 1]))  # (K, 2)
+    known = np.flatnonzero(~np.isnan(real).any(0))
+    children = np.random.SeedSequence(seed).spawn(neurons)
+    part = max(1, _SHUFFLED // (shuffles * count * samples))
+    for first in range(0, len(known), part):
+        some = known[first : first + part]
+        drawn = np.empty((len(some), shuffles, count * samples))
+        for row, n in zip(drawn, some, strict=True):
+            row[:] = responses[n].reshape(-1)
+            np.random.default_rng(children[n]).permuted(row, axis=1, out=row)
+        means = np.maximum(drawn.reshape(len(some), shuffles, count, samples).mean(-1), 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            index = np.abs(means @ waves) / means.sum(-1, keepdims=True)  # (n, shuffles, 2)
+        p[:, some] = (index >= real[:, some].T[:, None]).mean(1).T
     return p[0], p[1]
 
 
