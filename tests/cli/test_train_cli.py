@@ -20,6 +20,9 @@ from tiny_runs import as_arguments, metrics, options
 from viv1t.cli.train import main
 from viv1t.data.mice import open_recording
 from viv1t.data.session import Session
+from viv1t.data.synthetic.mice import Size
+from viv1t.recipes import demo
+from viv1t.runs.folder import RunFolder
 from viv1t.training.step import Step
 from viv1t.types import SENSORIUM_SESSIONS
 
@@ -247,6 +250,22 @@ def test_other_options_than_the_run_was_made_with(
     assert main(words(mice, tmp_path / "run", epochs=1, verbose=0)) == 0
     line = failed(words(mice, tmp_path / "run", crop_frame=41, seed=5), capsys, status=2)
     assert "--crop_frame 40 (now 41), --seed 1234 (now 5)" in line
+
+
+@pytest.mark.parametrize("family", ["2023", "2025"])
+def test_the_demo_makes_mice_trains_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    few = ((2, 2), (1, 1), (1, 1), (1, 1), (1, 1))
+    monkeypatch.setattr(demo, "SIZE", Size(neurons=8, frames=90, trials=4, evaluation=few))
+    monkeypatch.chdir(tmp_path)
+    words = [] if family == "2023" else ["--family", family]
+    assert main(["--demo", "--epochs=1", "--num_workers=1", *words]) == 0, capsys.readouterr().err
+    assert "of what is reachable" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert RunFolder(run).family().name == family
+    for name in ("learning_curves", "receptive_fields", "responses"):
+        assert (run / "plots" / f"{name}.png").is_file()
 
 
 @pytest.mark.parametrize("changes", [{"seed": "x"}, {"readout": "factorized"}, {"data": 3}, {"seed": -1}])

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viv1t.config.fields import Options
+from viv1t.config.fields import Options, flag_of
 from viv1t.data.synthetic.mice import Size, synthesize
 from viv1t.data.synthetic.truth import noise_ceiling
 from viv1t.errors import ConfigError
-from viv1t.families.sensorium2023.run import RunConfig
 from viv1t.plot import learning_curves, receptive_fields, response_traces
+from viv1t.recipes.configuration import configuration, options_of
 from viv1t.recipes.train import run
 from viv1t.report import positions_on_frame
 from viv1t.training.trainer import Trainer
 from viv1t.training.validate import scored_trials
+
+if TYPE_CHECKING:
+    from viv1t.families.known import AnyConfig
 
 # Two mice whose recordings take seconds to make; movies of the tier oracle are never trained on.
 SIZE = Size(neurons=200, frames=150, trials=320, evaluation=((6, 4), (1, 1), (1, 1), (1, 1), (1, 1)))
@@ -61,6 +64,44 @@ OPTIONS: Options = {
     "format": "png",
 }
 
+# The same mice and core, causal, with the tokens, positions and optimizer of 2025.
+OPTIONS_2025: Options = {
+    "output_dir": "runs/demo-2025",
+    "mouse_ids": ["F", "G"],
+    "core": "vivit",
+    "readout": "gaussian",
+    "output_mode": 2,
+    "crop_frame": 80,
+    "batch_size": 2,
+    "epochs": 7,
+    "schedule_free": True,
+    "adam_warmup_steps": 100,
+    "lr": 0.02,
+    "core_lr": 0.004,
+    "weight_decay": 0.6,
+    "core_weight_decay": 0.01,
+    "core_use_causal_attention": True,
+    "core_spatial_patch_size": 12,
+    "core_spatial_patch_stride": 6,
+    "core_temporal_patch_size": 13,
+    "core_pos_encoding": 5,
+    "core_reg_tokens": 4,
+    "core_spatial_depth": 1,
+    "core_temporal_depth": 1,
+    "core_num_heads": 2,
+    "core_emb_dim": 64,
+    "core_head_dim": 16,
+    "core_ff_dim": 128,
+    "shifter_layers": 1,
+    "core_p_dropout": 0.0,
+    "core_mha_dropout": 0.1,
+    "core_ff_dropout": 0.0,
+    "core_drop_path": 0.0,
+    "format": "png",
+    "verbose": 2,
+}
+DEMOS = {"2023": OPTIONS, "2025": OPTIONS_2025}  # by family
+
 
 def axis_correlations(true: np.ndarray, recovered: np.ndarray) -> tuple[float, float]:
     """Correlation over neurons of the x and of the y positions."""
@@ -91,13 +132,21 @@ def draw(
     return {m: axis_correlations(true[m], recovered[m]) for m in sessions}
 
 
+def demo_config(given: Options) -> AnyConfig:
+    """The demo's configuration, of the family that `family` or another of the options given says."""
+    options = {flag: value for flag, value in given.items() if flag != "family"}
+    name, _ = options_of(options, given.get("family"))
+    config = configuration(DEMOS[name] | options | {"family": name})
+    if flag_of(config.data, "path") not in given:
+        return replace(config, data=replace(config.data, path=f"data/demo-{config.train.seed}"))  # type: ignore[arg-type]
+    return config
+
+
 def run_demo(given: Options) -> int:
     """Runs the demo with `given` options on top of its own; returns the exit status."""
-    config = RunConfig.from_options(OPTIONS | given)
+    config = demo_config(given)
     seed = config.train.seed
-    if "data" not in given:
-        config = replace(config, data=replace(config.data, path=f"data/demo-{seed}"))
-    if config.readout.name != "gaussian2d":
+    if config.readout.name not in ("gaussian2d", "gaussian"):
         raise ConfigError("--demo draws receptive fields, which only --readout gaussian2d has")
     data = Path(config.data.path)
     mice = config.data.mouse_ids or ("F", "G")
@@ -105,7 +154,8 @@ def run_demo(given: Options) -> int:
         f"1/3  synthetic mice {' and '.join(mice)} in {data}; where they are made now, {SIZE.neurons} neurons and "
         f"{SIZE.trials} training trials each"
     )
-    existing = "keep" if "data" in given else "resume"  # mice that were asked for may train models of several seeds
+    named = flag_of(config.data, "path") in given
+    existing = "keep" if named else "resume"  # mice that were asked for may train models of several seeds
     sessions = dict(
         zip(mice, synthesize(data, mice=mice, size=SIZE, seed=seed, existing=existing, report=print), strict=True)
     )
