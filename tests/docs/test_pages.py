@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tiny_runs import VIVIT, as_arguments, train
+from tiny_runs import CAUSAL, VIVIT, as_arguments, train
 
 from viv1t.training import trainer as trainer_module
 from viv1t.training.validate import Validation
@@ -22,6 +22,9 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 SMALLER = as_arguments(
     VIVIT | {"core_pos_encoding": 0, "epochs": 1, "crop_frame": 40, "batch_size": 2, "num_workers": 1, "device": "cpu"}
 )
+SMALLER_2025 = as_arguments({k: v for k, v in CAUSAL.items() if k != "core"} | {
+    "mouse_ids": ["F", "G"], "epochs": 1, "num_workers": 1, "device": "cpu", "compile": "false", "wandb": "none",
+})  # fmt: skip
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 UNTESTED = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Commands that set up a machine, take minutes, or need several of them: shown in ```bash.
@@ -84,7 +87,7 @@ def test_commands_of_a_page(
         program, *arguments = shlex.split(command)
         module, _, function = SCRIPTS[program].partition(":")
         if program == "viv1t-train":
-            arguments += SMALLER
+            arguments += SMALLER_2025 if any(word.startswith("--data_dir") for word in arguments) else SMALLER
         status = getattr(import_module(module), function)(arguments)
         assert status == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
 
