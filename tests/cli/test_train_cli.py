@@ -149,7 +149,7 @@ def add_a_neuron(session: Session, trial: int) -> None:
 
 
 def put_nan_inside(session: Session, trial: int) -> None:
-    path = session.file("behavior", trial)
+    path = session.file("response", trial)
     array = np.load(path)
     array[1, 7] = np.nan
     np.save(path, array)

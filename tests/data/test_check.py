@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "NaN inside": (
         fill("data/behavior/1.npy", np.s_[0, 33], np.nan),
-        "error trial 1: data/behavior: NaN at frame 33, before the trial's end at frame 70",
+        "warning trial 1: data/behavior: NaN in 1 frames, as in blinks: filled from the frames beside them",
     ),
     "NaN neuron": (fill("data/responses/1.npy", np.s_[2], np.nan), "error trial 1: data/responses: NaN at frame 0, "),
     "all NaN": (fill("data/videos/1.npy", np.s_[...], np.nan), "error trial 1: data/videos: no frame holds a number"),
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "constant behavior": (
         for_trials(range(4), lambda t: fill(f"data/behavior/{t}.npy", np.s_[:, :FRAMES], 1)),
-        "error: data/behavior: pupil dilation and running speed are the same in every frame of the tier train",
+        "warning: data/behavior: pupil dilation and running speed are the same in every frame of the tier train",
     ),
     "leak": (
         copy("data/videos/2.npy", "data/videos/5.npy"),

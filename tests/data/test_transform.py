@@ -187,8 +187,19 @@ class TestConstantVariables:
     @pytest.mark.parametrize("variable", ["video", "behavior", "pupil_center"])
     def test_all_is_an_error(self, make_session: Make, variable: str) -> None:
         session, statistics = opened(make_session())
+        constant = self.change(statistics, variable, ...)
         with pytest.raises(DataError, match=f"mouse m, {variable}: is the same in every trial"):
-            Transform("m", "min_max", self.change(statistics, variable, ...), 1.0, session.frame_size)
+            Transform("m", "min_max", constant, 1.0, session.frame_size, missing="refuse")
+
+    @pytest.mark.parametrize("variable", ["behavior", "pupil_center"])
+    def test_a_state_that_is_constant_is_0(
+        self, make_session: Make, caplog: pytest.LogCaptureFixture, variable: str
+    ) -> None:
+        session, statistics = opened(make_session())
+        with caplog.at_level(logging.WARNING, "viv1t"):
+            transform = Transform("m", "min_max", self.change(statistics, variable, ...), 1.0, session.frame_size)
+        assert f"mouse m, {variable}: is the same in every trial" in caplog.text
+        assert not getattr(transformed(session, transform, 0), variable).any()
 
     def test_movie_of_the_published_mode_divides_by_std_less_mean(
         self, make_session: Make, caplog: pytest.LogCaptureFixture

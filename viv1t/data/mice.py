@@ -45,7 +45,7 @@ def open_recording(path: Path, mouse_id: str | None = None, rules: Rules | None 
         return PackedSession.open_folder(path, mouse)
     if is_experiment(path):
         return ExperantoSession.open_folder(path, mouse, session, rules)
-    return RawSession.open_folder(path, mouse)
+    return RawSession.open_folder(path, mouse, rules.missing)
 
 
 def find_sessions(config: DataConfig) -> dict[str, Session]:

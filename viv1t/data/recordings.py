@@ -106,7 +106,9 @@ class Recordings:
             source = provided_statistics if config.statistics == "provided" else computed_statistics
             statistics = {mouse: source(session) for mouse, session in sessions.items()}
         transforms = {
-            mouse: Transform(mouse, config.transform, known, config.center_crop, frame_size, config.response_scale)
+            mouse: Transform(
+                mouse, config.transform, known, config.center_crop, frame_size, config.response_scale, config.missing
+            )
             for mouse, known in statistics.items()
         }
         return cls(config, seed, sessions, statistics, transforms, frame_size, rank, ranks, device)

@@ -105,6 +105,7 @@ class Transform:
         center_crop: share of the frame kept around its centre, above 0 and at most 1.
         frame_size: (H, W) in pixels.
         response_scale: responses are divided by the standard deviation of each `frame` or of each `neuron`.
+        missing: `fill` makes behavior or gaze 0 where they are the same in every trial, `refuse` is an error.
 
     Attributes:
         affine: per variable, what is subtracted and multiplied; empty for the mode none.
@@ -113,7 +114,7 @@ class Transform:
 
     Raises:
         ConfigError: the statistics lack the family the mode needs, or `center_crop` leaves no pixel.
-        DataError: a variable is constant, so that there is nothing to divide by.
+        DataError: the movies are constant, so that there is nothing to divide by, or behavior or gaze with `refuse`.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Transform:
         center_crop: float,
         frame_size: tuple[int, int],
         response_scale: str = "frame",
+        missing: str = "fill",
     ) -> None:
         self.mouse_id = mouse_id
         self.affine: Mapping[str, Affine] = {}
@@ -138,7 +140,7 @@ class Transform:
         family = statistics.trial if _FAMILY[mode] == "trial" else statistics.time
         if family is None:
             raise ConfigError("--transform_mode 3, 4 and 5 need computed statistics: use --stat_mode 1")
-        affine = {v: self._affine(mode, v, family[v]) for v in VARIABLES if v != "response"}
+        affine = {v: self._affine(mode, v, family[v], missing) for v in VARIABLES if v != "response"}
         self.affine = affine | {"response": response_affine(mouse_id, statistics, response_scale)}
         if center_crop < 1:
             self.center = CenterCrop.of(frame_size, center_crop)
@@ -239,7 +241,7 @@ class Transform:
             np.maximum(array, 0, out=array)
         return array
 
-    def _affine(self, mode: str, variable: str, s: Moments) -> Affine:
+    def _affine(self, mode: str, variable: str, s: Moments, missing: str) -> Affine:
         if mode == "published" and variable == "video":
             offset, divisor = s.mean, s.std - s.mean
         elif mode in ("published", "min_max") or (mode == "balanced" and variable != "video"):
@@ -253,12 +255,17 @@ class Transform:
             frames = int(known.reshape(-1, known.shape[-1]).all(0).argmin())
             offset, divisor = offset[..., :frames], divisor[..., :frames]
         constant = np.abs(divisor) < np.finfo(np.float32).tiny  # whose reciprocal float32 does not hold
-        if constant.all():
+        if constant.all() and (variable == "video" or missing == "refuse"):
             raise DataError(
                 f"mouse {self.mouse_id}, {variable}: is the same in every trial of the tier train, which leaves "
                 "nothing to divide by; use --transform_mode 0, or leave the mouse out with --mouse_ids"
             )
-        if constant.any():
+        if constant.all():
+            logger.warning(
+                "mouse %s, %s: is the same in every trial of the tier train: the model is given 0 in its place",
+                self.mouse_id, variable,
+            )  # fmt: skip
+        elif constant.any():
             logger.warning(
                 "mouse %s, %s: %d of %d statistics leave nothing to divide by; the values are set to 0 there",
                 self.mouse_id, variable, constant.sum(), constant.size,

@@ -64,3 +64,19 @@ def kind_of(array: np.ndarray) -> str:
 def reason_of(error: Exception) -> str:
     """Why a file could not be read, as errors say it."""
     return "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def gaps_of(array: np.ndarray, duration: int) -> np.ndarray:
+    """Which of the first `duration` frames of an array (rows, T) are NaN, (rows, duration)."""
+    if array.dtype.kind != "f":
+        return np.zeros((len(array), duration), bool)
+    gaps: np.ndarray = np.isnan(array[:, :duration])
+    return gaps
+
+
+def first_row_end(array: np.ndarray) -> int | None:
+    """The frame from which the first row of an array (rows..., T) is NaN; None where that says nothing."""
+    if array.dtype.kind != "f":
+        return None
+    known = ~np.isnan(array[(0,) * (array.ndim - 1)])
+    return len(known) - int(np.argmax(known[::-1])) if known.any() else None

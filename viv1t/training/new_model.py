@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from viv1t.data.recordings import Recordings
@@ -18,8 +19,15 @@ def new_model(config: Any, recordings: Recordings) -> ViV1T:
     """A freshly initialised model for the recordings' mice, drawn from the run's seed.
 
     Raises:
-        ConfigError: the options describe a model that no memory holds.
+        ConfigError: the options describe a model that no memory holds, or one that starts at neurons' places in the
+            cortex, which a recording does not give.
     """
+    placeless = [id for id, mouse in recordings.mice.items() if not np.isfinite(mouse.coordinates).all()]
+    if placeless and getattr(config.readout, "grid", "free") != "free":
+        raise ConfigError(
+            f"--readout_grid_mode: the recordings of mouse {', '.join(placeless)} give no coordinates of neurons, "
+            "where readouts would start: use 0, or leave these mice out with --mouse_ids"
+        )
     _check_size(config, {id: mouse.neurons for id, mouse in recordings.mice.items()}, recordings.frame_size)
     mice = {}
     for mouse_id, mouse in recordings.mice.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -187,6 +188,27 @@ def test_a_released_recording_is_known_by_its_numbers(golden_experanto: Path) ->
                 assert session.read(variable, trial).shape == (*session.rows(variable), frames)
     with pytest.raises(DataError, match=r"frames of 18 x 32 .* enlarged .*--frame_size 18x32"):
         open_recording(golden_experanto / "recordings" / "small_session1", rules=Rules(leaks="hold_out"))
+
+
+def test_a_recording_that_gives_little_is_trained_on(
+    forms: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data" / "mine"
+    shutil.copytree(forms["experanto"] / RELEASED, folder)
+    for lacking in ("eye_tracker", "treadmill", "responses/meta"):
+        shutil.rmtree(folder / lacking)
+    (folder / "meta.json").unlink()
+    options = {"mouse_ids": None, "ds_mode": 2, "epochs": 1}
+    with pytest.raises(ConfigError, match=r"the recordings of mouse mine give no coordinates .* use 0"):
+        train(folder.parent, tmp_path / "no", **options)
+    trainer, _ = train(folder.parent, tmp_path / "run", readout_grid_mode=0, **options)
+    assert trainer.recordings.mice["mine"].unit_ids.tolist() == list(range(SIZE.neurons))
+    with caplog.at_level(logging.WARNING, "viv1t"):
+        choose_sessions(folder.parent)
+    assert "no eye_tracker: dilation and gaze are given as 0; no treadmill: speed is given as 0" in caplog.text
+    assert evaluate([str(tmp_path / "run"), "--device=cpu"]) == 0
+    with pytest.raises(DataError, match=r"no eye_tracker; no treadmill; --missing fill"):
+        train(folder.parent, tmp_path / "refused", readout_grid_mode=0, missing="refuse", **options)
 
 
 def test_synthetic_mice_are_written_in_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,21 +10,26 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from viv1t.data.formats.archive import TIERS_FILE
 from viv1t.data.formats.experanto.folder import is_experiment
+from viv1t.data.formats.sensorium.session import LOST, RawSession
 from viv1t.data.formats.sensorium.trial_video import TRIAL_SUFFIXES, array_header, read_array
 from viv1t.data.inspect.experiment import check_experiment
 from viv1t.data.inspect.finding import (
     BRIEF,
     CONSTANT,
     CONSTANT_ALL,
+    CONSTANT_BOTH,
     CORE_REACH,
+    FILLED,
     GREY_OUTSIDE,
     LONG,
+    NOTICE,
     ONE_TRIAL,
     SAME,
     SHORT,
@@ -89,7 +94,7 @@ def check_folder(
             yield from check_experiment(mouse_id, path, rules, tell, show_progress)
             sizes[mouse_id] = rules.size
             continue
-        check = SessionCheck(mouse_id, path, show_progress)
+        check = SessionCheck(mouse_id, path, show_progress, rules)
         yield from check.run()
         if check.frame_size is not None:
             sizes[mouse_id] = check.frame_size
@@ -107,12 +112,15 @@ class SessionCheck:
         mouse_id: name of the mouse.
         path: the session's folder, or where its archive would unpack to.
         show_progress: print how far it is.
+        rules: how it becomes trials, where it leaves a choice.
 
     Attributes:
         frame_size: (H, W) of most movies, after `run`; None where no movie can be read.
     """
 
-    def __init__(self, mouse_id: str, path: Path, show_progress: bool = False) -> None:
+    def __init__(self, mouse_id: str, path: Path, show_progress: bool = False, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self._filled: dict[str, dict[int, int]] = {v: {} for v in STATE_ROWS}  # frames of trials
         self.mouse_id, self.path, self.show_progress = mouse_id, path, show_progress
         self.frame_size: tuple[int, int] | None = None
         self._found: dict[tuple[str, str, str], list[int]] = {}
@@ -128,7 +136,7 @@ class SessionCheck:
     def run(self) -> list[Finding]:
         """All findings, errors first, one for each kind of fault."""
         try:
-            session = open_recording(self.path, self.mouse_id)
+            session = open_recording(self.path, self.mouse_id, self.rules)
         except DataError as error:
             self._add("error", *self._what_and_fix(error))
         else:
@@ -144,6 +152,9 @@ class SessionCheck:
             self._check_durations(session)
             self._check_movies(session)
             self._check_statistics(session)
+            for variable, filled in self._filled.items():
+                if filled:
+                    self._find(FILLED, *filled, variable=FOLDERS[variable], frames=sum(filled.values()))
         findings = [Finding(s, self.mouse_id, tuple(t), what, fix) for (s, what, fix), t in self._found.items()]
         return sorted(findings, key=lambda f: f.severity != "error")
 
@@ -165,6 +176,8 @@ class SessionCheck:
         return (what, fix) if what else (text, "restore it from the original recording")
 
     def _check_meta(self, session: Session) -> None:
+        for notice in session.notices:
+            self._find(NOTICE, notice=notice)
         for tier in ("train", "validation"):
             if not session.trials(tier):
                 self._take(missing_tier(session, tier))
@@ -188,10 +201,11 @@ class SessionCheck:
     def _check_headers(self, session: Session) -> dict[int, dict[str, NpyHeader]]:
         """Per trial that is used, the headers of the files whose arrays can be read and are of the right shape."""
         headers: dict[int, dict[str, NpyHeader]] = {}
+        lacking, one_row = (session.lacking, session.one_row) if isinstance(session, RawSession) else ((), None)
         for trial, tier in session.tiers.items():
             if tier in TIERS:
                 headers[trial] = {}
-                for variable in VARIABLES:
+                for variable in (v for v in VARIABLES if v not in lacking):
                     header = self._header(session, variable, trial)
                     if header is not None:
                         headers[trial][variable] = header
@@ -202,7 +216,9 @@ class SessionCheck:
         rows = {"video": self.frame_size, "response": (session.mouse.neurons,), "behavior": (2,), "pupil_center": (2,)}
         for trial, of_trial in headers.items():
             for variable, header in list(of_trial.items()):
-                expected = rows[variable]
+                expected: tuple[int, ...] | None = rows[variable]
+                if variable == "behavior" and one_row is not None:
+                    expected = header.shape[:-1] if header.shape[:-1] in ((), (1,)) else (1,)
                 if expected is None or header.shape[:-1] != expected or not header.shape[-1]:
                     words = ", ".join(map(str, expected)) if expected else "H, W"
                     what = f"data/{FOLDERS[variable]}: expected ({words}, T), found {header.shape}"
@@ -247,6 +263,7 @@ class SessionCheck:
         for variable in headers:
             try:
                 array = read_array(session.file(variable, trial))
+                array = np.atleast_2d(array) if variable in STATE_ROWS else array
             except (OSError, ValueError) as error:
                 self._add("error", f"data/{FOLDERS[variable]}: not a readable array: {error}", _FILE, trial)
                 continue
@@ -255,6 +272,12 @@ class SessionCheck:
                 continue
             if array.dtype.kind == "f":
                 ends[variable] = end
+            if trial in self._filled.get(variable, ()):
+                try:
+                    array = session.read(variable, trial)
+                except DataError as error:
+                    self._add("error", *self._what_and_fix(error))
+                    continue
             end = end if duration is None else min(end, duration)
             if session.tiers[trial] == "train" and variable != "video":
                 values = np.ascontiguousarray(array[..., :end], np.float32)
@@ -285,6 +308,10 @@ class SessionCheck:
             return frames
         end = recorded_end(array, frames)
         name = f"data/{FOLDERS[variable]}"
+        fills = variable in STATE_ROWS and self.rules.missing == "fill"
+        if fills and duration is not None and (np.isnan(array).all() or end < LOST * duration):
+            self._filled[variable][trial] = int(np.isnan(array[:, :duration]).any(0).sum())
+            return None if np.isnan(array).all() else duration
         if np.isnan(array).all():
             if variable == "response" and session.tiers[trial] in TEST_TIERS:
                 self._lacking.add(trial)
@@ -300,6 +327,9 @@ class SessionCheck:
             what = f"{name}: {fault[2]:.3g} at frame {fault[1]}, beyond the range of float32"
             self._add("error", what, "give values in their usual units", trial)
             return None
+        if fault is not None and fills:
+            self._filled[variable][trial] = int(np.isnan(array[:, :until]).any(0).sum())
+            return end
         if fault is not None:
             _, frame, _ = fault
             fix = "interpolate, or end all four arrays of the trial there"
@@ -370,7 +400,8 @@ class SessionCheck:
         for variable, names in STATE_ROWS.items():
             which = [name for name, flat in zip(names, ranges.get(variable, ()), strict=False) if flat]
             if which:
-                rule = CONSTANT if len(which) == 1 else CONSTANT_ALL
+                both = CONSTANT_BOTH if self.rules.missing == "fill" else CONSTANT_ALL
+                rule = CONSTANT if len(which) == 1 else both
                 self._find(rule, variable=variable, which=" and ".join(which))
 
     def _check_training(self, session: Session) -> None:
@@ -379,7 +410,11 @@ class SessionCheck:
             alike = len(session.trials("train")) > 1 and len(self._digests[variable]) == 1
             least = 100 * np.finfo(np.float32).tiny  # below, there is nothing to divide by
             if (low < high).any() and (alike or (variable == "response" and (high - low).max() < least)):
-                self._find(SAME, variable=FOLDERS[variable])
+                same = SAME.found(self.mouse_id, variable=FOLDERS[variable])
+                if variable in STATE_ROWS and self.rules.missing == "fill":
+                    fix = "record it: transforms whose statistics are of each frame give the model 0 in its place"
+                    same = replace(same, severity="warning", fix=fix)
+                self._take(same)
         if self._levels:
             darkest, brightest = min(low for low, _ in self._levels), max(high for _, high in self._levels)
             finding = grey_levels(self.mouse_id, darkest, brightest)

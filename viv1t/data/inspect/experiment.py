@@ -22,6 +22,7 @@ from viv1t.data.inspect.finding import (
     BRIEF,
     CONSTANT,
     CONSTANT_ALL,
+    CONSTANT_BOTH,
     CORE_REACH,
     NEGATIVE,
     ONE_TRIAL,
@@ -161,7 +162,8 @@ class _Trials:
             yield Finding("warning", mouse.id, (), what, "leave them out of the recording: they score 0")
         for variable, names in STATE_ROWS.items():
             if which := [name for name, same in zip(names, flat.get(variable, ()), strict=False) if same]:
-                rule = CONSTANT if len(which) == 1 or self.rules.missing == "fill" else CONSTANT_ALL
+                both = CONSTANT_BOTH if self.rules.missing == "fill" else CONSTANT_ALL
+                rule = CONSTANT if len(which) == 1 else both
                 yield rule.found(mouse.id, variable=variable, which=" and ".join(which))
         if self.levels:
             low, high = min(low for low, _ in self.levels), max(high for _, high in self.levels)

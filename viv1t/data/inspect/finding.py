@@ -6,7 +6,7 @@ what training takes, and the other way round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from viv1t.errors import DataError
 from viv1t.inputs import OVERSHOOT
@@ -69,6 +69,7 @@ class Rule:
         return Finding(self.severity, mouse_id, trials, self.what.format(**facts), self.fix.format(**facts))
 
 
+CORE_REACH = 25  # frames of a patch, where no option of training says otherwise
 # What the rows of the animal's state are.
 STATE_ROWS = {"behavior": ("pupil dilation", "running speed"), "pupil_center": ("horizontal gaze", "vertical gaze")}
 NO_TRIAL = Rule(
@@ -98,10 +99,15 @@ CONSTANT_ALL = Rule(
     "error", "data/{variable}: {which} are the same in every frame of the tier train",
     "record them, or train with --transform_mode 0, which divides by nothing",
 )  # fmt: skip
+FILLED = Rule(
+    "warning", "data/{variable}: NaN in {frames} frames, as in blinks: filled from the frames beside them",
+    "nothing, if that is so; --missing refuse takes no such recording",
+)  # fmt: skip
+NOTICE = Rule("warning", "{notice}", "nothing, if that is so; --missing refuse takes no such recording")
+CONSTANT_BOTH = replace(CONSTANT_ALL, severity="warning", fix=CONSTANT.fix)  # where that is filled
 SHORT = Rule(
     "error", f"{{frames}} frames: scores leave out the first {UNSCORED_FRAMES}", "set the trial's tier to 'none'"
 )
-CORE_REACH = 25  # frames of a patch, where no option of training says otherwise
 BRIEF = Rule(
     "error", "{frames} frames, fewer than the core's temporal extent of {least} (--core_temporal_patch_size)",
     "set the trial's tier to 'none', or train with a smaller one",

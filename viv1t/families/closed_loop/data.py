@@ -50,6 +50,7 @@ def build_transform(
     outputs: str,
     center_crop: float,
     frame_size: tuple[int, int],
+    missing: str = "fill",
 ) -> Transform:
     """What is done to the trials of one mouse.
 
@@ -59,13 +60,14 @@ def build_transform(
         inputs, outputs: as of `ClosedLoopDataConfig`.
         center_crop: share of the frame kept.
         frame_size: (H, W) in pixels.
+        missing: `fill` makes behavior or gaze 0 where they are the same in every trial, `refuse` is an error.
 
     Raises:
         DataError: a variable is the same in every trial.
     """
     assert statistics.time is not None
     moments = {**statistics.time, "video": over_pixels(statistics.time["video"])}
-    affine = {v: _input_affine(mouse_id, inputs, v, moments[v]) for v in ("video", "behavior", "pupil_center")}
+    affine = {v: _input_affine(mouse_id, inputs, v, moments[v], missing) for v in ("video", "behavior", "pupil_center")}
     affine["response"] = _response_affine(mouse_id, outputs, moments["response"])
     video = affine["video"]  # for every pixel, as the readers take it
     offset, scale = (np.full((*frame_size, 1), x, np.float32) for x in (video.offset.item(), video.scale.item()))
@@ -73,14 +75,14 @@ def build_transform(
     return Transform.of(mouse_id, affine, center_crop, frame_size, floor=outputs == "none")
 
 
-def _input_affine(mouse_id: str, kind: str, variable: str, s: Moments) -> Affine:
+def _input_affine(mouse_id: str, kind: str, variable: str, s: Moments, missing: str) -> Affine:
     if kind == "none":
-        return _affine(mouse_id, variable, np.zeros_like(s.mean), np.ones_like(s.mean))
+        return _affine(mouse_id, variable, np.zeros_like(s.mean), np.ones_like(s.mean), missing)
     if kind == "min_max":
-        return _affine(mouse_id, variable, s.min, s.max - s.min)
+        return _affine(mouse_id, variable, s.min, s.max - s.min, missing)
     if variable == "behavior":
-        return _affine(mouse_id, variable, np.zeros_like(s.std), s.std)
-    return _affine(mouse_id, variable, s.mean, s.std + EPSILON)
+        return _affine(mouse_id, variable, np.zeros_like(s.std), s.std, missing)
+    return _affine(mouse_id, variable, s.mean, s.std + EPSILON, missing)
 
 
 def _response_affine(mouse_id: str, kind: str, s: Moments) -> Affine:
@@ -95,14 +97,21 @@ def _response_affine(mouse_id: str, kind: str, s: Moments) -> Affine:
     return Affine(np.zeros_like(precision), precision)
 
 
-def _affine(mouse_id: str, variable: str, offset: np.ndarray, divisor: np.ndarray) -> Affine:
+def _affine(
+    mouse_id: str, variable: str, offset: np.ndarray, divisor: np.ndarray, missing: str = "refuse"
+) -> Affine:
     constant = np.asarray(divisor == 0)
-    if constant.all():
+    if constant.all() and (missing == "refuse" or variable == "video"):
         raise DataError(
             f"mouse {mouse_id}, {variable}: is the same in every trial of the tier train, which leaves nothing to "
             "divide by; use --transform_input 0, or leave the mouse out with --mouse_ids"
         )
-    if constant.any():
+    if constant.all():
+        log.warning(
+            "mouse %s, %s: is the same in every trial of the tier train: the model is given 0 in its place",
+            mouse_id, variable,
+        )  # fmt: skip
+    elif constant.any():
         log.warning(
             "mouse %s, %s: %d of %d statistics leave nothing to divide by; the values are set to 0 there",
             mouse_id, variable, constant.sum(), constant.size,
@@ -167,7 +176,9 @@ def open_recordings(
         raise DataError(f"--data_dir {config.path}: movies of mouse {', '.join(odd)} are of another size")
     statistics = {mouse: _statistics(Path(config.path) / "metadata", session) for mouse, session in sessions.items()}
     transforms = {
-        mouse: build_transform(mouse, known, config.inputs, config.outputs, config.center_crop, frame_size)
+        mouse: build_transform(
+            mouse, known, config.inputs, config.outputs, config.center_crop, frame_size, config.missing
+        )
         for mouse, known in statistics.items()
     }
     if config.limit_neurons is not None:

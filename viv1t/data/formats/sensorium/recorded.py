@@ -225,7 +225,8 @@ class Recorded:
         if statistics is None and config.transform != "none":
             raise ConfigError(f"{self.path}: holds no statistics of mouse {mouse_id}, which the run's transform needs")
         return Transform(
-            mouse_id, config.transform, statistics, config.center_crop, self.frame_size, config.response_scale
+            mouse_id, config.transform, statistics, config.center_crop, self.frame_size, config.response_scale,
+            config.missing,
         )
 
     @contextmanager
