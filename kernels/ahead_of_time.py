@@ -42,7 +42,7 @@ class Compilers:
     def __enter__(self) -> Compilers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *raised: object) -> None:
         for _ in range(self._started):
             with self._idle.get() as compiler:
                 assert compiler.stdin is not None

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,7 +34,7 @@ _BODIES: dict[Any, Callable[..., Any]] = {
     definition._opoverload: definition._init_fn
     for module in (attention, parallel_block, patch_embed, readout)
     for definition in vars(module).values()
-    if isinstance(definition, torch.library.CustomOpDef)
+    if isinstance(definition, CustomOpDef)
 }
 
 
@@ -51,7 +52,7 @@ class DryRun(TorchDispatchMode):
     """
 
     def __init__(self, launches: list[Launch]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = launches
         self.operators: list[tuple[str, int]] = []
         self.calls: list[tuple[str, tuple[Any, ...], Any]] = []

@@ -69,8 +69,8 @@ class Variant:
     @staticmethod
     def from_json(text: str) -> Variant:
         module, kernel, signature, constants, aligned, warps, stages = json.loads(text)
-        pairs = (tuple((k, v) for k, v in given) for given in (signature, constants))
-        return Variant(module, kernel, *pairs, tuple(aligned), warps, stages)
+        types, values = (tuple((name, value) for name, value in given) for given in (signature, constants))
+        return Variant(module, kernel, types, values, tuple(aligned), warps, stages)
 
 
 def variant_of(launch: Launch) -> Variant:
