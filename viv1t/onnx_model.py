@@ -3,7 +3,7 @@
 `viv1t.export` writes these files. What is needed to use one stands in its metadata, every entry a string:
 
     format              this description's version
-    part                model, core or readout
+    part                model, core or readout; live core or live readout of `viv1t.onnx_stream`
     mouse, session      whose responses, from which recording; empty for a core, which all mice share
     neuron_ids          JSON, the recording's neuron numbers in the order of the responses; empty where not known
     frame_rate          of movies and responses, in Hz
@@ -27,7 +27,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,19 @@ class InputTransform:
             done["video"] = self.arrays["crop_rows"] @ done["video"] @ self.arrays["crop_columns"].T
         return done["video"], done["behavior"], done["pupil_center"]
 
+    def of_frame(self, values: Mapping[str, np.ndarray], frame: int) -> dict[str, np.ndarray]:
+        """A frame of a trial, recorded `frame` (H, W), `behavior` and `pupil_center` (2,), as the model takes them."""
+        done = {name: array.astype(np.float32) for name, array in values.items()}
+        for name, variable in {"frame": "video", "behavior": "behavior", "pupil_center": "pupil_center"}.items():
+            if self.arrays:
+                offset, scale = (self.arrays[f"{variable}_{part}"] for part in ("offset", "scale"))
+                axis = 0 if name == "frame" else 1
+                offset, scale = (a.take(min(frame, a.shape[axis] - 1), axis) for a in (offset, scale))
+                done[name] = (done[name] - offset) * scale
+        if "crop_rows" in self.arrays:
+            done["frame"] = self.arrays["crop_rows"] @ done["frame"] @ self.arrays["crop_columns"].T
+        return done
+
     def undone(self, name: str, values: np.ndarray) -> np.ndarray:
         """The recorded values of a variable that are made `values`, but for the crop; 0 scales are taken as 1."""
         if not self.arrays:
@@ -133,6 +146,7 @@ class OnnxModel:
     Args:
         path: the file of a mouse; of a model exported in parts, its readout, which finds the core beside it.
         threads: of ONNX Runtime; default all cores that the process may use.
+        live: whether the file is the part of a mouse of an export with --live, for `viv1t.onnx_stream`.
 
     Attributes:
         metadata: as described above.
@@ -151,7 +165,7 @@ class OnnxModel:
         ConfigError: ONNX Runtime is missing, or the file holds a core alone.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None, *, live: bool = False) -> None:
         self.path = Path(path)
         self._session = open_session(self.path, threads)
         try:
@@ -160,14 +174,21 @@ class OnnxModel:
             raise _damaged(path, "its metadata are damaged", error) from error
         if self.metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not a model exported by viv1t-export ({FORMAT} expected)")
-        if self.metadata.get("part") == "core":
+        part = self.metadata.get("part")
+        if part in ("core", "live core"):
             raise ConfigError(f"{path} is the core that all mice share: give the readout of a mouse, beside it")
+        if (part == "live readout") != live:
+            raise ConfigError(
+                f"{path} takes whole movies: export the run with --live to follow one frame by frame"
+                if live
+                else f"{path} follows a movie frame by frame: use viv1t.OnnxStream, or export the run without --live"
+            )
         try:
             self._read_metadata()
         except Exception as error:  # they may be anything, and nested or packed to any depth
             raise _damaged(path, "its metadata are damaged", error) from error
         self._core: onnxruntime.InferenceSession | None = None
-        if core := self.metadata.get("core"):
+        if (core := self.metadata.get("core")) and not live:
             self._core = open_session(self.path.with_name(core), threads)
         for session in (self._session, *([self._core] if self._core is not None else [])):
             if surplus := [i.name for i in session.get_inputs() if i.name not in _INPUTS]:
@@ -225,6 +246,10 @@ class OnnxModel:
             feed["maps"] = run_session(self._core, feed)
         return run_session(self._session, feed)
 
+    def read_out(self, maps: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
+        """Responses (B, N, t) of a readout alone: maps (B, D, t, h, w), states (B, 2, t), as the model takes them."""
+        return run_session(self._session, {"maps": maps, "behavior": behavior, "pupil_center": pupil_center})
+
     def predict(self, video: Any, behavior: Any = None, pupil_center: Any = None) -> np.ndarray:
         """Predicted responses (B, N, t) to inputs as recorded, shaped as above; medians in place of states left out.
 
@@ -278,10 +303,17 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, Any]) -> np.ndarray:
-    """Its output for the inputs that it takes."""
+    """Its first output for the inputs that it takes."""
+    return run_for(session, None, feed)[0]
+
+
+def run_for(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str] | None, feed: Mapping[str, Any]
+) -> list[np.ndarray]:
+    """Its outputs of these names, or all in order, for the inputs that it takes."""
     taken = {i.name: feed[i.name] for i in session.get_inputs()}
     try:
-        result: np.ndarray = session.run(None, taken)[0]
+        result: list[np.ndarray] = session.run(outputs, taken)
     except Exception as error:  # kinds of its own, all of them plain Exceptions
         raise CheckpointError(f"ONNX Runtime cannot run the model ({_short(error)}); export it again") from error
     return result

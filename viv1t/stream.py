@@ -12,29 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from viv1t.data.transform import Transform
-from viv1t.errors import ConfigError
 from viv1t.kernels.attention.rotary import rotate
 from viv1t.live import Live, check_after
-from viv1t.model.cores.vivit import Vivit
+from viv1t.model.cores.vivit import Vivit, following_core
 from viv1t.model.layers.blocks import ParallelBlock, split_heads
 from viv1t.model.layers.patches import embed_patches
 from viv1t.model.layers.transformer import Transformer
 from viv1t.model.twin import ViV1T
 from viv1t.runs.folder import RunFolder
 from viv1t.types import MAX_FRAMES
-
-
-def check_streamable(model: ViV1T) -> Vivit:
-    """The model's core, if it can follow a movie; raises a ConfigError that says why not."""
-    core = model.core
-    if not isinstance(core, Vivit):
-        raise ConfigError("a model with a convolutional core keeps no past: predict its movies in windows")
-    if not core.causal or core.encoded:
-        raise ConfigError(
-            "the model is not causal (it was trained without --core_use_causal_attention): every response depends on "
-            "frames to come, so that it cannot follow a movie; predict whole movies"
-        )
-    return core
 
 
 class _Past:
@@ -144,7 +130,7 @@ class Stream(Live[_Past]):
             self.model = run_or_model.eval()
         else:
             self.model = RunFolder(run_or_model).load_model(device).eval()
-        self._core, self._transforms = check_streamable(self.model), transforms or {}
+        self._core, self._transforms = following_core(self.model.core), transforms or {}
         parameter = next(self.model.core.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         super().__init__(mouse_ids, self.model.mouse_ids, self.model.frame_size, after)

@@ -32,6 +32,11 @@ def _work(argv: Sequence[str] | None) -> int:
         "--split", action="store_true", help="core.onnx, which all mice share, and readout_MOUSE.onnx for each"
     )
     parser.add_argument(
+        "--live", action="store_true",
+        help="for viv1t.OnnxStream: live_core.onnx, which takes one frame of a causal model after the other, and "
+        "live_MOUSE.onnx for each mouse",
+    )  # fmt: skip
+    parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", metavar="|".join(PRECISIONS),
         help="fp16: weights in half the bytes; int8: products of integers, faster. What it costs is reported "
         "(default fp32)",
@@ -45,7 +50,7 @@ def _work(argv: Sequence[str] | None) -> int:
 
     from viv1t.export.files import Settings, export_runs
 
-    settings = Settings(args.transforms, args.split, args.precision, args.opset)
+    settings = Settings(args.transforms, args.split, args.live, args.precision, args.opset)
     for file in export_runs(args.runs, Path(args.output_dir), settings, args.data, args.mouse_ids):
         print(f"written to {file.path} (differs from PyTorch by {file.error:.0e}, relative)", flush=True)
         if file.loss:

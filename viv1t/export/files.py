@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from viv1t.data.recordings import Recordings
 from viv1t.errors import ConfigError
 from viv1t.export.check import Case, check_equal, precision_loss, random_cases, recorded_cases, validate_file
 from viv1t.export.graph import GraphCore, GraphModel, GraphReadout
+from viv1t.export.live import check_live, live_graph, live_shape, maps_agree
 from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, check_packages, save, to_onnx
 from viv1t.export.transform import GraphTransform, input_transform
 from viv1t.families.sensorium2023.options import RandomReadoutConfig
+from viv1t.model.cores.vivit import following_core
 from viv1t.model.twin import ViV1T
 from viv1t.onnx_model import FORMAT, InputTransform
+from viv1t.onnx_stream import CORE_FILE as LIVE_CORE
 from viv1t.runs.ensemble import data_config, load_models, open_recordings
 from viv1t.runs.folder import RunFolder
 from viv1t.system.files import replacing
@@ -44,12 +48,14 @@ class Settings:
     Attributes:
         transforms: the graph takes values as recorded.
         split: one file for the core, one per mouse for the rest.
+        live: the same, and the core takes one frame after the other.
         precision: fp32, fp16 or int8.
         opset: version of the ONNX operators, 18 to 23.
     """
 
     transforms: bool = False
     split: bool = False
+    live: bool = False
     precision: str = "fp32"
     opset: int = OPSET
 
@@ -110,7 +116,7 @@ def export_runs(
         raise ConfigError(f"--output_dir {out} cannot be written: {error.strerror}") from error
     with closing(recordings) if recordings is not None else nullcontext():
         job = _Job(folders, models, recordings, out, settings)
-        yield from job.parts(mice) if settings.split else map(job.whole, mice)
+        yield from job.parts(mice) if settings.split or settings.live else map(job.whole, mice)
 
 
 def check_exportable(models: Sequence[ViV1T], settings: Settings) -> None:
@@ -122,13 +128,20 @@ def check_exportable(models: Sequence[ViV1T], settings: Settings) -> None:
             raise ConfigError("the runs cannot form an ensemble: they take frames of different sizes")
         if any(getattr(model.config.core, "temporal_patch_stride", 1) > 1 for model in models):
             raise ConfigError("runs with --core_temporal_patch_stride above 1 cannot form an ensemble")
-    if settings.split:
+    if settings.live:
+        for model in models:
+            following_core(model.core)
+    if settings.split or settings.live:
+        flag = "--live" if settings.live else "--split"
         if len(models) > 1:
-            raise ConfigError("--split takes one run: an ensemble has no core that all its readouts share")
+            raise ConfigError(f"{flag} takes one run: an ensemble has no core that all its readouts share")
         if settings.transforms:
-            raise ConfigError("--split cannot take --transforms: the core serves all mice, a transform is of one")
-        if models[0].config.core.behavior == "state_encoding_per_mouse":
-            raise ConfigError("--split needs a core that all mice share, but --core_behavior_mode 5 has parts of each")
+            raise ConfigError(
+                f"{flag} cannot take --transforms: the core serves all mice, a transform is of one"
+                + ("; OnnxStream(files, recorded=True) takes values as recorded" if settings.live else "")
+            )
+    if settings.split and models[0].config.core.behavior == "state_encoding_per_mouse":
+        raise ConfigError("--split needs a core that all mice share, but --core_behavior_mode 5 has parts of each")
 
 
 class _Job:
@@ -167,13 +180,40 @@ class _Job:
         def core(video: Tensor, behavior: Tensor, pupil_center: Tensor) -> Tensor:
             return model.core_output(video, mice[0], behavior, pupil_center)
 
-        metadata, cases = self._metadata("core", "", None), self._cases(mice[0], None)
-        yield self._write(CORE_FILE, GraphCore(model), core, "maps", metadata, cases)
+        live = self.settings.live
+        shared = {"core": LIVE_CORE, "export": _digest(model)} if live else {"core": CORE_FILE}
+        if live:
+            yield self._live_core(shared["export"])
+        else:
+            metadata, cases = self._metadata("core", "", None), self._cases(mice[0], None)
+            yield self._write(CORE_FILE, GraphCore(model), core, "maps", metadata, cases)
+        part = "live readout" if live else "readout"
         for mouse_id in mice:
-            metadata = self._metadata("readout", mouse_id, self._transform(mouse_id)) | {"core": CORE_FILE}
+            metadata = self._metadata(part, mouse_id, self._transform(mouse_id)) | shared
             cases = [_for_readout(case, core) for case in self._cases(mouse_id, None)]
             graph, whole = GraphReadout(model, mouse_id), partial(model, mouse_id=mouse_id)
-            yield self._write(f"readout_{mouse_id}.onnx", graph, whole, "response", metadata, cases)
+            name = f"{'live' if live else 'readout'}_{mouse_id}.onnx"
+            yield self._write(name, graph, whole, "response", metadata, cases)
+
+    def _live_core(self, export: str) -> Exported:
+        """The core for one frame after the other, compared with PyTorch's for a whole movie."""
+        model, path, precision = self.models[0], self.out / LIVE_CORE, self.settings.precision
+        shape = live_shape(following_core(model.core))
+        frames = shape.window + 20 * shape.stride
+        graph = live_graph(model, shape, self.settings.opset)
+        metadata = self._metadata("live core", "", None)
+        metadata |= {"precision": precision, "export": export, "live": json.dumps(asdict(shape))}
+        with replacing(path) as temporary:
+            save(graph, temporary, metadata)
+            validate_file(temporary)
+            error, loss = check_live(temporary, shape, model, frames), ""
+            if precision != "fp32":
+                with replacing(temporary) as converted:
+                    convert(temporary, converted, precision)
+                    validate_file(converted)
+                    same = maps_agree(converted, temporary, shape, self.frame_size, frames)
+                    loss = f"{precision}: maps correlate {same:.5f} with float32 on a random movie"
+        return Exported(path, error, loss)
 
     def _write(
         self,
@@ -260,3 +300,12 @@ def _for_readout(case: Case, core: Callable[..., Tensor]) -> Case:
     with torch.no_grad():
         maps = core(**{name: torch.from_numpy(array) for name, array in case.inputs.items()}).numpy()
     return Case(case.inputs, {"maps": maps} | {n: a for n, a in case.feed.items() if n != "video"}, case.response)
+
+
+def _digest(model: ViV1T) -> str:
+    """Which core it is: files of one export belong together."""
+    digest = hashlib.sha256()
+    for name, values in model.core.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()

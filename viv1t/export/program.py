@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -73,17 +73,34 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], output: str, opset:
             "core and the readouts on their own, with --split"
         )
     dynamic = {name: dict.fromkeys(_AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
-    with _quiet(), torch.no_grad():
-        program = torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic)
-        exported = torch.onnx.export(program, dynamo=True, opset_version=opset, output_names=[output], verbose=False)
-    assert exported is not None
-    model = exported.model
+    model = trace(module, inputs, dynamic, [output], opset)
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
         assert value.name is not None
         for axis, name in _AXES[value.name].items():
             value.shape[axis] = name
     return model
+
+
+def trace(
+    module: nn.Module, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], outputs: Sequence[str], opset: int
+) -> onnx_ir.Model:
+    """The graph of a module.
+
+    Args:
+        module: in evaluation mode.
+        inputs: by name, an example of each of its forward's arguments.
+        dynamic: of each, which axes may have any length.
+        outputs: their names.
+        opset: version of the operators.
+    """
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, (), dict(inputs), dynamic_shapes=dict(dynamic))
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, output_names=list(outputs), verbose=False
+        )
+    assert exported is not None
+    return exported.model
 
 
 def save(model: onnx_ir.Model, path: Path, metadata: Mapping[str, str]) -> None:

@@ -115,3 +115,15 @@ class Vivit(nn.Module):
         x = self.spatial(x, windows, mouse)
         x = self.temporal(x, windows, mouse)
         return self.activation(x.unflatten(2, self.grid).permute(0, 4, 1, 2, 3))
+
+
+def following_core(core: nn.Module) -> Vivit:
+    """A core that can follow a movie frame by frame; raises a ConfigError that says why one cannot."""
+    if not isinstance(core, Vivit):
+        raise ConfigError("a model with a convolutional core keeps no past: predict its movies in windows")
+    if not core.causal or core.encoded:
+        raise ConfigError(
+            "the model is not causal (it was trained without --core_use_causal_attention): every response depends on "
+            "frames to come, so that it cannot follow a movie; predict whole movies"
+        )
+    return core
