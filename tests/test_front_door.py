@@ -18,8 +18,8 @@ from viv1t.types import SENSORIUM_SESSIONS
 __all__ = ["mice", "runs", "torch_settings"]
 
 NAMES = (
-    "Lab", "OnnxModel", "Predictor", "RunConfig", "Stream", "errors", "evaluate", "load_model", "open_recordings",
-    "predict", "predict_film", "synthesize", "train",
+    "Lab", "OnnxModel", "OnnxStream", "Predictor", "RunConfig", "Stream", "errors", "evaluate", "load_model",
+    "open_recordings", "predict", "predict_film", "synthesize", "train",
 )  # fmt: skip
 
 

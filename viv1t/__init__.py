@@ -1,9 +1,9 @@
 """Digital twins of mouse visual cortex: the ViV1T model, its training and its use.
 
 `train`, `evaluate`, `predict` and `predict_film` do what the commands do, on run folders. `open_recordings` gives the
-mice of a data folder, `synthesize` makes some. `Predictor` and `OnnxModel` take movies as recorded, `Stream` takes one
-frame after the other; `load_model` gives the model alone. `Lab` experiments on a trained twin. Errors are in
-`viv1t.errors`.
+mice of a data folder, `synthesize` makes some. `Predictor` and `OnnxModel` take movies as recorded, `Stream` and,
+without PyTorch, `OnnxStream` one frame after the other; `load_model` gives the model alone. `Lab` experiments on a
+trained twin. Errors are in `viv1t.errors`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from viv1t.lab.lab import Lab as Lab
     from viv1t.model.twin import ViV1T
     from viv1t.onnx_model import OnnxModel as OnnxModel
+    from viv1t.onnx_stream import OnnxStream as OnnxStream
     from viv1t.prediction.predictor import Predictor as Predictor
     from viv1t.recipes.interface import evaluate as evaluate
     from viv1t.recipes.interface import open_recordings as open_recordings
@@ -38,9 +39,9 @@ __version__ = "0.1.0"
 
 # What is imported when it is asked for: neither PyTorch nor ONNX Runtime is needed to import the package itself.
 _LAZY = {
-    "Lab": "viv1t.lab", "OnnxModel": "viv1t.onnx_model", "Predictor": "viv1t.prediction.predictor",
-    "RunConfig": "viv1t.families.sensorium2023.run", "Stream": "viv1t.stream",
-    "synthesize": "viv1t.data.synthetic.mice",
+    "Lab": "viv1t.lab", "OnnxModel": "viv1t.onnx_model", "OnnxStream": "viv1t.onnx_stream",
+    "Predictor": "viv1t.prediction.predictor", "RunConfig": "viv1t.families.sensorium2023.run",
+    "Stream": "viv1t.stream", "synthesize": "viv1t.data.synthetic.mice",
     **dict.fromkeys(("evaluate", "open_recordings", "predict", "predict_film", "train"), "viv1t.recipes.interface"),
 }  # fmt: skip
 

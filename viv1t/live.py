@@ -45,14 +45,18 @@ P = TypeVar("P", bound=Past)
 
 
 class _Lane(Generic[P]):
-    """Mice whose inputs have been the same so far, and their common past; `coming` takes over when positions end."""
+    """Mice whose inputs have been the same so far, and their common past; `coming` takes over when positions end.
 
-    def __init__(self, mice: list[str], past: P, coming: P | None = None) -> None:
-        self.mice, self.past, self.coming = mice, past, coming
+    The first `context` frames of the past gave no responses: those were of the window before.
+    """
+
+    def __init__(self, mice: list[str], past: P, coming: P | None = None, context: int = 0) -> None:
+        self.mice, self.past, self.coming, self.context = mice, past, coming, context
 
     def copy(self, mice: list[str]) -> _Lane[P]:
         """The same past for other mice."""
-        return _Lane(mice, self.past.copy(), None if self.coming is None else self.coming.copy())  # type: ignore[arg-type]
+        coming = None if self.coming is None else self.coming.copy()
+        return _Lane(mice, self.past.copy(), coming, self.context)  # type: ignore[arg-type]
 
 
 class Live(Generic[P]):
@@ -91,6 +95,10 @@ class Live(Generic[P]):
         """Responses (N,) float32 of a mouse to a frame's maps and state (4,)."""
         raise NotImplementedError
 
+    def neurons(self, mouse: str) -> int:
+        """N of a mouse."""
+        raise NotImplementedError
+
     def _transformed(self, mouse: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`frame` (H, W), `behavior` and `pupil_center` (2,), as given, to what the model takes."""
         return inputs
@@ -116,9 +124,9 @@ class Live(Generic[P]):
         """Goes back to when `frame` frames had been seen: those that come next replace what came then.
 
         Raises:
-            ConfigError: that lies ahead, or before the present window of 300 frames.
+            ConfigError: that lies ahead, or before the responses of the present window of 300 frames.
         """
-        seen = {lane.past.frame for lane in self._lanes}
+        seen = {lane.past.frame - lane.context for lane in self._lanes}
         back = self._frame - frame
         if back < 0 or any(back > n for n in seen):
             first = self._frame - min(seen)
@@ -199,6 +207,7 @@ class Live(Generic[P]):
     def _advance(self, lane: _Lane[P], video: np.ndarray, state: np.ndarray) -> Any:
         if lane.past.frame == MAX_FRAMES:
             lane.past, lane.coming = lane.coming or self._new_past(), None
+            lane.context = lane.past.frame
         if lane.coming is None and self.after == "overlap" and lane.past.frame >= MAX_FRAMES - UNSCORED_FRAMES:
             lane.coming = self._new_past()
         if lane.coming is not None:

@@ -246,6 +246,11 @@ class OnnxModel:
             feed["maps"] = run_session(self._core, feed)
         return run_session(self._session, feed)
 
+    @property
+    def neurons(self) -> int:
+        """N, as the graph says."""
+        return int(self._session.get_outputs()[0].shape[1])
+
     def read_out(self, maps: np.ndarray, behavior: np.ndarray, pupil_center: np.ndarray) -> np.ndarray:
         """Responses (B, N, t) of a readout alone: maps (B, D, t, h, w), states (B, 2, t), as the model takes them."""
         return run_session(self._session, {"maps": maps, "behavior": behavior, "pupil_center": pupil_center})

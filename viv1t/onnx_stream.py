@@ -204,6 +204,9 @@ class OnnxStream(Live[OnnxPast]):
             raise CheckpointError(f"{path}: it takes {', '.join(surplus)[:100]}, which no exported model does")
         return shape
 
+    def neurons(self, mouse: str) -> int:
+        return self.files[mouse].neurons
+
     def _new_past(self) -> OnnxPast:
         return OnnxPast(self._session, self.shape, self.frame_size)
 

@@ -108,8 +108,8 @@ class Stream(Live[_Past]):
             they are given the same inputs.
         device: of a run's model.
         after: what happens after 300 frames: `overlap`, `restart` or `stop`.
-        transforms: of each mouse, where values and responses are as recorded; without, they are as the model takes and
-            gives them.
+        transforms: of each mouse, where values are as recorded; without, they are as the model takes them.
+        units: with `transforms`, responses are as `recorded`, or `scaled`, as the model gives them.
 
     Raises:
         CheckpointError: no run there, or its checkpoint is damaged.
@@ -124,16 +124,21 @@ class Stream(Live[_Past]):
         *,
         after: str = "overlap",
         transforms: Mapping[str, Transform] | None = None,
+        units: str = "recorded",
     ) -> None:
         check_after(after)
         if isinstance(run_or_model, ViV1T):
             self.model = run_or_model.eval()
         else:
             self.model = RunFolder(run_or_model).load_model(device).eval()
+        self.units = units
         self._core, self._transforms = following_core(self.model.core), transforms or {}
         parameter = next(self.model.core.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         super().__init__(mouse_ids, self.model.mouse_ids, self.model.frame_size, after)
+
+    def neurons(self, mouse: str) -> int:
+        return self.model.neurons[mouse]
 
     def _new_past(self) -> _Past:
         return _Past(self._core, self._device, self._dtype)
@@ -143,7 +148,7 @@ class Stream(Live[_Past]):
         now = torch.from_numpy(state)[None, :, None].to(self._device, self._dtype)
         response = self.model.activate(self.model.read_out(maps, mouse, now[:, :2], now[:, 2:]), mouse)
         values: np.ndarray = response[0, :, 0].float().cpu().numpy()
-        if mouse in self._transforms and self._transforms[mouse].affine:
+        if self.units == "recorded" and mouse in self._transforms and self._transforms[mouse].affine:
             offset, scale = (
                 part[:, 0] for part in self._transforms[mouse].affine["response"].part(self._known_frame() - 1, 1)
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viv1t.cli.options import Parser, run_main
+from viv1t.cli.predict_live import OPTIONS, add_live_options, follow
 from viv1t.errors import ConfigError, DataError, Interrupted, check_run_folders
 from viv1t.system.progress import Progress
 from viv1t.types import NEW_MICE, TEST_TIERS, TIERS
@@ -48,7 +49,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--output_dir", "--out", default="predictions", help="folder to write to (default predictions)")
     parser.add_argument(
-        "--format", choices=("npy", "parquet"), metavar="npy|parquet",
+        "--format", choices=("npy", "parquet", "jsonl", "csv", "float32"), metavar="npy|parquet",
         help="npy, the default: SESSION/TIER/TRIAL.npy, (N, T), NaN before the first predicted frame; parquet: a file "
         "per tier, a row per trial",
     )  # fmt: skip
@@ -87,6 +88,7 @@ def _parser() -> Parser:
         "responses (default 1)",
     )  # fmt: skip
     movie.add_argument("--decoder", metavar="dali|pyav", help="what decodes it (default DALI on a GPU, else PyAV)")
+    add_live_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default the best there is")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -99,6 +101,12 @@ def _work(argv: Sequence[str] | None) -> int:
         raise ConfigError("give run folders or exported files, not both")
     if not any(exported):
         check_run_folders(args.runs)
+    if args.live is not None:
+        return follow(args)
+    if given := [name for name in OPTIONS if getattr(args, name) is not None]:
+        raise ConfigError(f"--{given[0]} is for --live, which was not given")
+    if args.format not in (None, "npy", "parquet"):
+        raise ConfigError(f"--format {args.format} is for --live, which was not given")
     if args.movie is not None:
         if any(exported):
             raise ConfigError("--movie needs run folders: exported files predict recorded trials")
