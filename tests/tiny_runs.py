@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from viv1t.config.fields import Options
 from viv1t.data.synthetic.mice import Size, synthesize
+from viv1t.families.closed_loop import CLOSED_LOOP
+from viv1t.families.closed_loop.build import build_model
+from viv1t.families.closed_loop.options import ClosedLoopConfig
 from viv1t.families.sensorium2023.definition import SENSORIUM2023
 from viv1t.families.sensorium2023.run import RunConfig
-from viv1t.model.twin import ViV1T
+from viv1t.model.twin import Neurons, ViV1T
 from viv1t.recipes.configuration import configuration
 from viv1t.recipes.train import run
 from viv1t.training import trainer as trainer_module
@@ -62,6 +66,23 @@ def training_step(model: ViV1T, config: RunConfig, sizes: Mapping[str, int], *, 
     training = SENSORIUM2023.training(model, config, sizes)
     size, checkpointing = config.train.micro_batch_size, config.train.grad_checkpointing
     return Step(model, training, micro_batch_size=size, checkpointing=checkpointing, compiled=compiled)
+
+
+def make_causal(folder: Path, mice: Sequence[str]) -> Path:
+    """A published run folder of 2025, causal and untrained, of mice as `make_mice` makes them."""
+    config = ClosedLoopConfig.from_options({
+        "core": "vivit", "readout": "gaussian", "output_dir": str(folder), "data_dir": "data", "mouse_ids": list(mice),
+        "core_use_causal_attention": True, "core_spatial_patch_size": 12, "core_spatial_patch_stride": 12,
+        "core_temporal_patch_size": 5, "core_spatial_depth": 1, "core_temporal_depth": 1, "core_emb_dim": 8,
+        "core_head_dim": 4, "core_ff_dim": 12, "core_reg_tokens": 2,
+    })  # fmt: skip
+    neurons = {mouse: Neurons(SIZE.neurons, coordinates=torch.rand(SIZE.neurons, 3)) for mouse in mice}
+    model = build_model(config, neurons, (36, 64))
+    (folder / "ckpt").mkdir(parents=True)
+    (folder / "args.yaml").write_text(yaml.safe_dump(CLOSED_LOOP.to_args(model, {})))
+    (folder / "ckpt" / "info.yaml").write_text(yaml.safe_dump({"best_corr": 0.1, "epoch": 1}))
+    torch.save(CLOSED_LOOP.to_published(model), folder / "ckpt" / "model.pt")
+    return folder
 
 
 def as_arguments(given: Options) -> list[str]:

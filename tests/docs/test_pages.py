@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tiny_runs import CAUSAL, VIVIT, as_arguments, train
+from tiny_runs import CAUSAL, VIVIT, as_arguments, make_causal, train
 
 from viv1t.training import trainer as trainer_module
 from viv1t.training.validate import Validation
@@ -30,7 +30,7 @@ UNTESTED = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.MULTILINE | re.DOTA
 # Commands that set up a machine, take minutes, or need several of them: shown in ```bash.
 MAY_BE_UNTESTED = re.compile(
     r"(make (demo|test|docs)|pip install|git clone|cd |torchrun|srun|python -m venv|\. |source |pytest|apt |mkdocs"
-    r"|python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|viv1t-lab (rf|all|size) "
+    r"|ffmpeg |python -m viv1t.kernels|viv1t-data synth data/demo-long|viv1t-train --demo|viv1t-lab (rf|all|size) "
     r"|export |head=|#)"
 )
 
@@ -62,6 +62,7 @@ def workspace(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, seed in (("test", 1), ("again", 2)):
             options = {"ds_mode": 3, "mouse_ids": None, "epochs": 1, "seed": seed, "core_pos_encoding": 0}
             train(Path("data/sensorium"), Path("runs/vivit") / name, **options)
+        make_causal(Path("runs/001_viv1t"), ["F", "G"])
     return folder
 
 
@@ -78,6 +79,8 @@ def test_commands_of_a_page(
     text = page.read_text()
     here = tmp_path / "here"
     shutil.copytree(workspace, here)
+    if "frames.raw" in text:
+        (here / "frames.raw").write_bytes(bytes(5 * 36 * 64))
     if "film.mp4" in text:
         small_videos = pytest.importorskip("small_videos")
         small_videos.write_video(here / "film.mp4", small_videos.moving_pattern(40, 72, 128))
