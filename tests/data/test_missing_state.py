@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import viv1t_data
 from tiny_runs import ran
 
-from viv1t.cli.data import main
 from viv1t.config.data import DataConfig
 from viv1t.data.inspect.check import check_folder
 from viv1t.data.mice import open_recording
@@ -120,7 +120,7 @@ def test_refusal_is_an_option_of_commands(
 ) -> None:
     session = make_session()
     shutil.rmtree(session / "data/pupil_center")
-    ran(main, ["pack", session, tmp_path / "packed", "--quiet"], capsys)
-    error = ran(main, ["pack", session, tmp_path / "other", "--quiet", "--missing", "refuse"], capsys, status=1)
+    ran(viv1t_data, ["pack", session, tmp_path / "packed", "--quiet"], capsys)
+    error = ran(viv1t_data, ["pack", session, tmp_path / "other", "--quiet", "--missing", "refuse"], capsys, status=1)
     assert "mouse mouse-1" in error
     assert "no data/pupil_center" in error

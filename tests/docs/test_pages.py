@@ -62,7 +62,7 @@ def workspace(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, seed in (("test", 1), ("again", 2)):
             options = {"ds_mode": 3, "mouse_ids": None, "epochs": 1, "seed": seed, "core_pos_encoding": 0}
             train(Path("data/sensorium"), Path("runs/vivit") / name, **options)
-        make_causal(Path("runs/001_viv1t"), ["F", "G"])
+        make_causal(Path("runs/causal"), ["F", "G"])
     return folder
 
 

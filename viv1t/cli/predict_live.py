@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace, after: str, files: ExitStack) -> _Model:
     from viv1t.runs.ensemble import load_models
     from viv1t.runs.folder import RunFolder
     from viv1t.stream import Stream
-    from viv1t.training.trainer import best_device
+    from viv1t.system.device import best_device
 
     if len(args.runs) > 1:
         raise ConfigError("--live follows one run: an ensemble's models have no common past")
