@@ -16,13 +16,12 @@ import pytest
 import torch
 import yaml
 from closed_loop_cases import required
+from commands import viv1t_export, viv1t_predict
 from tiny_runs import ran
 
 pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 
 import viv1t
-from viv1t.cli.export import main as export
-from viv1t.cli.predict import main as predict
 from viv1t.data.mice import open_recording
 from viv1t.errors import CheckpointError, ConfigError, DataError
 from viv1t.onnx_model import OnnxModel
@@ -63,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    assert export([str(run), "--live", "--data", str(data), "--output_dir", str(folder)]) == 0
+    assert viv1t_export([str(run), "--live", "--data", str(data), "--output_dir", str(folder)]) == 0
     return folder
 
 
@@ -191,7 +190,7 @@ def test_what_cannot_follow_is_not_exported(
     more: list[str], words: str, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = run if "--transforms" in more else required() / "run" / "run"
-    line = ran(export, [source, "--data", data, "--output_dir", tmp_path / "out", *more], capsys, 2)
+    line = ran(viv1t_export, [source, "--data", data, "--output_dir", tmp_path / "out", *more], capsys, 2)
     assert re.search(words, line)
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +215,7 @@ def followed(
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "stdin", Pipe(content))
     given = [*words, "--live", "--live_out", out, "--format", format, "--quiet", "--device", "cpu"]
-    assert predict([str(word) for word in given]) == 0
+    assert viv1t_predict([str(word) for word in given]) == 0
     return out.read_bytes()
 
 
@@ -278,12 +277,12 @@ def test_mistakes_are_one_line(
     monkeypatch.setattr(sys, "stdin", Pipe(bytes(size)))
     out = ["--live_out", tmp_path / "out"]
     given = [*files, "--live", "--quiet", *out, *(word.format(tmp=tmp_path) for word in more)]
-    assert re.search(words, ran(predict, given, capsys, status))
+    assert re.search(words, ran(viv1t_predict, given, capsys, status))
 
 
 def test_live_options_alone_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--after is for --live" in ran(predict, [run, "--after", "stop"], capsys, 2)
-    assert "--format csv is for --live" in ran(predict, [run, "--format", "csv"], capsys, 2)
+    assert "--after is for --live" in ran(viv1t_predict, [run, "--after", "stop"], capsys, 2)
+    assert "--format csv is for --live" in ran(viv1t_predict, [run, "--format", "csv"], capsys, 2)
 
 
 def test_frames_go_out_before_the_next_one_comes_and_a_reader_that_leaves_ends_it(files: list[Path]) -> None:
