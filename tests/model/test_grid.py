@@ -10,8 +10,8 @@ import torch
 from small_models import FRAME, small_config, small_core, small_inputs, small_model
 from torch import Tensor
 
-from viv1t.config.parts import check_same_core
 from viv1t.errors import ConfigError
+from viv1t.families.sensorium2023.definition import SENSORIUM2023
 from viv1t.families.sensorium2023.grid import check_grid, patch_grid, published_grid
 from viv1t.families.sensorium2023.options import VivitConfig
 from viv1t.model.cores.vivit import Vivit
@@ -115,9 +115,9 @@ def test_weights_go_on_with_the_grid_they_were_trained_with() -> None:
     for now, before in ((None, "true"), ("published", "true"), ("true", None)):
         with pytest.raises(ConfigError, match=f"were trained with --core_grid {before or 'published'}: give the same"):
             check(trained(before), core_grid=now)
-    check_same_core(trained(None), trained("published"), "run")
+    SENSORIUM2023.same_core(trained(None), trained("published"), "run")
     with pytest.raises(ConfigError, match="give --core_grid true"):
-        check_same_core(trained(None), trained("true"), "run")
+        SENSORIUM2023.same_core(trained(None), trained("true"), "run")
 
 
 def test_the_grid_is_saved_and_absent_means_published() -> None:
