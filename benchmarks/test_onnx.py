@@ -16,9 +16,9 @@ from benchmarks.published import AGREEMENT, Published
 from benchmarks.test_inference import EngineInference, PublishedInference
 from benchmarks.workload import MOUSE, Size
 from viv1t.export.graph import GraphModel
-from viv1t.export.precision import PRECISIONS, convert
+from viv1t.export.precision import convert
 from viv1t.export.program import OPSET, save, to_onnx
-from viv1t.onnx_model import open_session, run_session
+from viv1t.onnx_model import PRECISIONS, open_session, run_session
 from viv1t.system.memory import available_bytes
 
 pytest.importorskip("onnxruntime", reason="needs viv1t[onnx]")

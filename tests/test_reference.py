@@ -52,10 +52,10 @@ def checkout(tmp_path: Path) -> Iterator[Callable[[str], Checkout]]:
         for name in ("__init__", "core", "model"):
             text = (ROOT / "benchmarks" / "baseline" / f"{name}.py").read_text()
             (package / f"{name}.py").write_text(text.replace("benchmarks.baseline", "viv1t"))
-        (package / "config").mkdir()
-        (package / "config" / "run.py").write_text(
-            "from types import SimpleNamespace as VivitConfig\nRunConfig = None\n"
-        )
+        options = package / "families" / "sensorium2023"
+        options.mkdir(parents=True)
+        (options / "options.py").write_text("from types import SimpleNamespace as VivitConfig\n")
+        (options / "run.py").write_text("RunConfig = None\n")
         (package / "types.py").write_text("MAX_FRAMES = 300\n")
         (folder / "reference.py").write_text(adapter)
         made.append(Checkout(folder))
